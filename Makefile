@@ -1,0 +1,36 @@
+# `make train` and `make test` do everything on a fresh machine; both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+MOSAIC := .cache/photo_mosaic
+
+CONFIG ?= configs/photo_mosaic/unet-s4-d8-pixeldcl_fcn_1xb8-800_photo-mosaic-160x160.py
+ARGS ?=
+
+.PHONY: setup train test lint clean
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)
+
+$(STAMP): requirements.txt setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Writes the embedded set on the first call, and says so and returns on the next ones.
+train: setup
+	$(BIN)/python tools/dataset_converters/photo_mosaic.py --out $(MOSAIC)
+	$(BIN)/python tools/train.py $(CONFIG) $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,167 @@
+"""The kernels of a pixel deconvolution: what each reads and makes, how it begins, what binds it.
+
+A layer is a table of :class:`Kernel`; initialisation and the checkerboard-free constraint follow from
+the table, so that they are written once for PixelDCL and iPixelDCL in all their forms.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .functional import live_taps
+
+#: The taps (dy, dx) of the nearest neighbours of a phase among another phase's pixels, at the low
+#: resolution: p11[i, j] lies between p00[i, j] and p00[i + 1, j + 1], and so on.
+_NEAREST = {
+    ("p00", "p11"): ((0, 0), (0, 1), (1, 0), (1, 1)),
+    ("p00", "p01"): ((0, 0), (0, 1)),
+    ("p11", "p01"): ((-1, 0), (0, 0)),
+    ("p00", "p10"): ((0, 0), (1, 0)),
+    ("p11", "p10"): ((0, -1), (0, 0)),
+    # The kernels that p01 and p10 share; an even number of taps puts the centre after the middle.
+    ("p00|p11", "p01|p10 along rows"): ((0, -1), (0, 0)),
+    ("p00|p11", "p01|p10 along columns"): ((-1, 0), (0, 0)),
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One weight: the map that it reads, the maps that it makes (stacked on dim 0), its size in taps."""
+
+    source: str
+    targets: tuple[str, ...]
+    size: tuple[int, int]
+
+    def shape(self, in_channels: int, out_channels: int, groups: int) -> tuple[int, int, int, int]:
+        """Return the weight's shape ``(targets * C, source channels / groups, kh, kw)``."""
+        if self.targets == ("p00",):
+            groups = 1  # the first map is always dense: it is what mixes the channels
+        read = in_channels if self.source == "x" else out_channels
+        return (len(self.targets) * out_channels, read // groups, *self.size)
+
+
+def pixel_dcl_kernels(kernel_size: int, efficient: bool) -> dict[str, Kernel]:
+    """Return the kernels of PixelDCL (Fig. 6 if ``efficient``, else Fig. 5, solid lines)."""
+    size = (kernel_size, kernel_size)
+    if not efficient:
+        return {
+            "weight_p00": Kernel("x", ("p00",), size),
+            "weight_from_p00": Kernel("p00", ("p11", "p01", "p10"), size),
+            "weight_from_p11": Kernel("p11", ("p01", "p10"), size),
+            "weight_from_p01": Kernel("p01", ("p10",), size),
+        }
+    even, odd = live_taps(kernel_size)
+    return {
+        "weight_p00": Kernel("x", ("p00",), size),
+        "weight_p11": Kernel("p00", ("p11",), size),
+        "weight_h": Kernel("p00|p11", ("p01|p10 along rows",), (even, odd)),
+        "weight_v": Kernel("p00|p11", ("p01|p10 along columns",), (odd, even)),
+    }
+
+
+def ipixel_dcl_kernels(kernel_size: int, efficient: bool) -> dict[str, Kernel]:
+    """Return the kernels of iPixelDCL (Fig. 5, solid and dashed lines)."""
+    size = (kernel_size, kernel_size)
+    table = {
+        "weight_p00": Kernel("x", ("p00",), size),
+        "weight_from_x": Kernel("x", ("p11", "p01", "p10"), size),
+        "weight_from_p00": Kernel("p00", ("p11", "p01", "p10"), size),
+        "weight_from_p11": Kernel("p11", ("p01", "p10"), size),
+    }
+    if not efficient:
+        table["weight_from_p01"] = Kernel("p01", ("p10",), size)
+    return table
+
+
+def init_kaiming(weights: Mapping[str, Tensor], table: Mapping[str, Kernel]) -> None:
+    """Draw every kernel so that each map has the variance of what it is made from (He et al. 2015).
+
+    The gain is 1, as there is no activation between the maps; the fan-in of a map counts the taps of all
+    the kernels that make it.
+    """
+    fan_in: dict[str, int] = defaultdict(int)
+    for name, kernel in table.items():
+        for target in kernel.targets:
+            fan_in[_made(target)] += weights[name][0].numel()
+    for name, kernel in table.items():
+        for block, target in zip(_blocks(weights[name], kernel), kernel.targets, strict=True):
+            torch.nn.init.normal_(block, std=fan_in[_made(target)] ** -0.5)
+
+
+def init_interpolate(weights: Mapping[str, Tensor], table: Mapping[str, Kernel]) -> None:
+    """Make the untrained layer a smooth x2 interpolation on the half-pixel grid.
+
+    That is the grid of ``F.interpolate(mode='bilinear', align_corners=False)``. p00 lies a quarter pixel
+    up and left of its input pixel: taps (1/4, 3/4, 0) x (1/4, 3/4, 0). p11 is the mean of its four
+    neighbours in p00, p01 and p10 the mean of theirs in p00 and p11. Where the layer changes the number of
+    channels p00 is a variance-preserving random convolution instead.
+    """
+    first = weights["weight_p00"]
+    if first.size(0) == first.size(1):
+        quarter = torch.zeros(first.size(2), dtype=first.dtype, device=first.device)
+        centre = first.size(2) // 2
+        quarter[centre - 1], quarter[centre] = 0.25, 0.75
+        first.copy_(_eye(first)[:, :, None, None] * torch.outer(quarter, quarter))
+    else:
+        torch.nn.init.normal_(first, std=first[0].numel() ** -0.5)
+    for name, kernel in table.items():
+        if name == "weight_p00":
+            continue
+        weights[name].zero_()
+        for block, target in zip(_blocks(weights[name], kernel), kernel.targets, strict=True):
+            for dy, dx in _NEAREST.get((kernel.source, target), ()):
+                block[:, :, block.size(2) // 2 + dy, block.size(3) // 2 + dx] = 0.25 * _eye(block)
+
+
+def constrain_dc(weights: Mapping[str, Tensor], table: Mapping[str, Kernel]) -> dict[str, Tensor]:
+    """Project the kernels so that all phases have the same response to a constant.
+
+    A constant input gives the constant K c in p00, K the tap sum of its kernel. The other phases give the
+    same when the tap sums of the kernels that make them from maps add up to the identity, and those of
+    the kernels that make them from the input to zero: the multirate condition for an upsampler without
+    checkerboard (Sugawara & Kiya; Kinoshita & Kiya, arXiv 2002.02117). What is missing is spread evenly
+    over the taps: the orthogonal projection, and so the identity on kernels that satisfy it already.
+    """
+    sums: dict[str, Tensor] = {}
+    taps: dict[str, int] = defaultdict(int)
+    for name, kernel in table.items():
+        if kernel.source == "x":
+            continue
+        for block, target in zip(_blocks(weights[name], kernel), kernel.targets, strict=True):
+            made, tap_sum = _made(target), block.sum(dim=(2, 3))
+            sums[made] = sums[made] + tap_sum if made in sums else tap_sum
+            taps[made] += kernel.size[0] * kernel.size[1]
+    missing = {made: (_eye(tap_sum) - tap_sum) / taps[made] for made, tap_sum in sums.items()}
+
+    constrained = {}
+    for name, kernel in table.items():
+        weight = weights[name]
+        if kernel.targets == ("p00",):
+            constrained[name] = weight
+        elif kernel.source == "x":
+            constrained[name] = weight - weight.mean(dim=(2, 3), keepdim=True)
+        else:
+            correction = torch.cat([missing[_made(target)] for target in kernel.targets])
+            constrained[name] = weight + correction[:, :, None, None]
+    return constrained
+
+
+def _made(target: str) -> str:
+    """Return the map that a target names: p01 and p10 of Fig. 6 are made by two kernels together."""
+    return target.partition(" ")[0]
+
+
+def _blocks(weight: Tensor, kernel: Kernel) -> tuple[Tensor, ...]:
+    return weight.chunk(len(kernel.targets))
+
+
+def _eye(weight: Tensor) -> Tensor:
+    """Return the identity of a grouped kernel: ``(C, C / groups)``, one at o, o modulo C / groups."""
+    out_channels, per_group = weight.shape[:2]
+    eye = torch.eye(per_group, dtype=weight.dtype, device=weight.device)
+    return eye.repeat(out_channels // per_group, 1)
