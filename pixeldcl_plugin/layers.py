@@ -41,11 +41,13 @@ class _PixelUpsample(nn.Module):
         padding_mode: str = "zeros",
         init: str = "interpolate",
         checkerboard_free: bool = False,
-        groups: int = 1,
+        groups: int | str = 1,
         inner_act_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check_positive(in_channels=in_channels, out_channels=out_channels, groups=groups)
+        _check_positive(in_channels=in_channels, out_channels=out_channels)
+        group_count = out_channels if groups == "out_channels" else groups
+        _check_positive(groups=group_count)
         _check_choice("kernel_size", kernel_size, KERNEL_SIZES)
         _check_choice("padding_mode", padding_mode, PADDING_MODES)
         _check_choice("init", init, INITS)
@@ -65,17 +67,17 @@ class _PixelUpsample(nn.Module):
         self.padding_mode = padding_mode
         self.init = init
         self.checkerboard_free = checkerboard_free
-        self.groups = groups
+        self.groups = int(group_count)
         self.inner_act = _build_activation(inner_act_cfg)
 
         self.kernels = type(self)._kernel_table(kernel_size, efficient)
         for name, kernel in self.kernels.items():
-            if (in_channels if kernel.source == "x" else out_channels) % groups and name != "weight_p00":
+            if (in_channels if kernel.source == "x" else out_channels) % self.groups and name != "weight_p00":
                 raise ValueError(
-                    f"groups must divide out_channels, for iPixelDCL also in_channels, got {groups} with "
+                    f"groups must divide out_channels, for iPixelDCL also in_channels, got {groups!r} with "
                     f"in_channels={in_channels}, out_channels={out_channels}"
                 )
-            shape = kernel.shape(in_channels, out_channels, groups)
+            shape = kernel.shape(in_channels, out_channels, self.groups)
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
 
         # x4, x8, ... repeat the x2 layer. The repeats are the same layer on its own output.
@@ -176,8 +178,9 @@ class PixelDCL(_PixelUpsample):
         checkerboard_free: Hold the kernels where all phases answer a constant alike, by construction
             (:func:`~pixeldcl_plugin.kernels.constrain_dc`). The parameters and their names are those of
             the plain layer, so that the two load each other's state dicts.
-        groups: Groups of the convolutions after the first map; ``out_channels`` makes the other three
-            phases a learned interpolation of each channel by itself.
+        groups: Groups of the convolutions after the first map. As many as ``out_channels``, or that
+            word itself for a config that serves several widths, make the other three phases a learned
+            interpolation of each channel by itself.
         inner_act_cfg: mmcv activation config, applied to each map before the next is made from it (the
             output holds the maps themselves). None, as in the paper, for none.
 
@@ -215,7 +218,7 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_positive(**values: int) -> None:
+def _check_positive(**values: Any) -> None:
     for name, value in values.items():
         if not _is_int(value) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")

@@ -1,0 +1,126 @@
+"""Time the upsamplers against each other, as layers or in whole U-Nets.
+
+All variants of a case are measured in turn in one run, so that their ratios hold while the machine drifts:
+
+    python tools/benchmark.py layer --threads 2
+    python tools/benchmark.py model --threads 2 --shapes 32,4,256,256
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from pixeldcl_plugin import benchmark
+from pixeldcl_plugin.benchmark_report import print_table, write_csv, write_plot
+from pixeldcl_plugin.cli import UsageError, user_errors
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=["layer", "model"])
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        type=_shape,
+        help="layer: batch,in_channels,out_channels,height,width; model: base_channels,batch,height,width",
+    )
+    parser.add_argument("--variants", nargs="+", choices=list(benchmark.VARIANTS), metavar="VARIANT")
+    parser.add_argument("--directions", nargs="+", choices=["forward", "backward"])
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["fp32"])
+    parser.add_argument(
+        "--memory-formats", nargs="+", choices=["contiguous", "channels_last"], default=["contiguous"]
+    )
+    parser.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=11, help="measurements of each variant")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--out-dir", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--force", action="store_true", help="overwrite an earlier result")
+    return parser.parse_args()
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not numbers separated by commas: {text!r}") from None
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print, write."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device was found")
+    if args.threads < 1 or args.rounds < 1:
+        raise UsageError(f"--threads and --rounds must be positive, got {args.threads}, {args.rounds}")
+    layer = args.what == "layer"
+    build = benchmark.layer_case if layer else benchmark.model_case
+    shapes = args.shapes or (benchmark.LAYER_SHAPES if layer else benchmark.MODEL_SHAPES)
+    for shape in shapes:
+        if len(shape) != (5 if layer else 4) or min(shape) < 1:
+            raise UsageError(f"--shapes: {args.what} takes {5 if layer else 4} positive numbers, got {shape}")
+    names = args.variants or list(benchmark.VARIANTS)
+    variants = {name: benchmark.VARIANTS[name] for name in names}
+    # The name of a result says where it was measured: results of two machines are never mixed up.
+    stem = "_".join([args.what, benchmark.hardware(args.device), f"torch-{torch.__version__}"])
+    path = args.out_dir / f"{stem.replace(' ', '-').replace('/', '-')}_{args.threads}-threads.csv"
+    if path.exists() and not args.force:
+        raise UsageError(f"{path} exists; --force overwrites it, --out-dir writes elsewhere")
+
+    torch.set_num_threads(args.threads)
+    settings = list(
+        benchmark.settings(
+            [direction == "backward" for direction in args.directions or ("forward", "backward")],
+            [DTYPES[name] for name in args.dtypes],
+            [name == "channels_last" for name in args.memory_formats],
+            [name == "compiled" for name in args.modes],
+            args.device,
+        )
+    )
+    results = []
+    console = Console(stderr=True)
+    with Progress(console=console) as progress:
+        task = progress.add_task(
+            args.what, total=len(settings) * len(shapes) * len(variants) * (args.rounds + 1)
+        )
+
+        def advance(variant: str) -> None:
+            progress.update(task, advance=1, description=variant)
+
+        for shape in shapes:
+            for setting in settings:
+                results += benchmark.measure(
+                    build,
+                    shape,
+                    variants,
+                    setting,
+                    threads=args.threads,
+                    rounds=args.rounds,
+                    progress=advance,
+                )
+    notes = {
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.date.today().isoformat(),
+        "hardware": benchmark.hardware(args.device),
+        "threads": args.threads,
+        "torch": torch.__version__,
+        "sgemm_gflops": round(benchmark.sgemm_gflops(args.threads, device=args.device), 1),
+    }
+    print_table(results, notes)
+    write_csv(results, notes, path)
+    write_plot(results, notes, path.with_suffix(".png"))
+    print(f"Wrote {path} and {path.with_suffix('.png').name}")
+
+
+if __name__ == "__main__":
+    with user_errors():
+        run(parse_args())
