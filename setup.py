@@ -31,12 +31,19 @@ setup(
         "rich>=13.0",
         "safetensors>=0.4",
         "scikit-image>=0.22",
-        "torch>=2.4",
+        "torch>=2.6",
     ],
     extras_require={
         # One of these two brings MMSegmentation: the maintained forks, or the upstream distributions.
         "onedl": ["onedl-mmengine>=0.10.10", "onedl-mmcv>=2.3", "onedl-mmsegmentation>=1.4", "ftfy", "regex"],
-        "openmmlab": ["mmengine>=0.10.4", "mmcv>=2.0.0rc4,<2.2.0", "mmsegmentation>=1.2.2", "ftfy", "regex"],
+        "openmmlab": [
+            "mmengine>=0.10.4",
+            "mmcv>=2.0.0rc4,<2.2.0",
+            "mmsegmentation>=1.2.2",
+            "setuptools<81",  # mmengine still imports its pkg_resources
+            "ftfy",
+            "regex",
+        ],
         "timm": ["timm>=1.0"],
         "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3"],
         "coco": ["pycocotools>=2.0.7"],

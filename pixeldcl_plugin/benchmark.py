@@ -57,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ipixeldcl depthwise": dict(type="IPixelDCL", groups="out_channels"),
     "ipixeldcl full": dict(type="IPixelDCL", efficient=False),
     "pixel shuffle": dict(type="PixelShuffleICNR"),
-    "carafe": dict(type="CARAFE"),
+    "carafe": dict(type="TorchCARAFE"),
     "dysample": dict(type="DySample"),
 }
 

@@ -9,3 +9,4 @@ model = dict(
     backbone=dict(base_channels=16),
     decode_head=dict(in_channels=16, channels=16, num_classes=11),
 )
+default_hooks = dict(checkpoint=dict(interval=250))

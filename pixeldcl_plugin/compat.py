@@ -1,0 +1,251 @@
+"""The one place that knows which MMSegmentation and MMEngine distribution is installed.
+
+Two families install the same modules ``mmengine``, ``mmcv`` and ``mmseg``: the maintained
+``onedl-*`` distributions and the original OpenMMLab ones. They differ in the names that packaging
+knows them by and in how they read checkpoints; both differences end here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import os
+import pickle
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.dist import barrier
+from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.runner.checkpoint import CheckpointLoader
+
+__all__ = [
+    "CheckpointError",
+    "enable_safe_loading",
+    "installed_distribution",
+    "load_checkpoint",
+    "resolve_config",
+    "setup",
+]
+
+# Module -> names it is distributed under, the maintained one first.
+DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
+    "mmengine": ("onedl-mmengine", "mmengine"),
+    "mmcv": ("onedl-mmcv", "mmcv", "mmcv-lite"),
+    "mmseg": ("onedl-mmsegmentation", "mmsegmentation"),
+}
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, truncated, or would need unsafe unpickling."""
+
+
+def installed_distribution(module: str) -> tuple[str, str] | None:
+    """Finds the distribution that provides one of the OpenMMLab modules.
+
+    Args:
+        module: ``'mmengine'``, ``'mmcv'`` or ``'mmseg'``.
+
+    Returns:
+        Name and version of the installed distribution, or None if there is none.
+
+    Raises:
+        ValueError: If ``module`` is another one.
+    """
+    if module not in DISTRIBUTIONS:
+        raise ValueError(f"module must be one of {sorted(DISTRIBUTIONS)}, got {module!r}")
+    for name in DISTRIBUTIONS[module]:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return name, importlib.metadata.version(name)
+    return None
+
+
+def setup() -> None:
+    """Prepares what importing this package promises; to be called before its other modules load.
+
+    ``_base_ = ['mmseg::...']`` finds the configs of whichever distribution is installed: MMEngine
+    looks the name up in a table that knows the original one only. And mmcv and mmseg are imported
+    without their notes on optional parts that are missing, which a user could do nothing about.
+    """
+    found = installed_distribution("mmseg")
+    if found is None:
+        return
+    MODULE2PACKAGE["mmseg"] = found[0]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.filterwarnings("ignore", message="Fail to import ``MultiScaleDeformableAttention")
+        importlib.import_module("mmcv.cnn.bricks.transformer")
+        importlib.import_module("mmseg.datasets")
+
+
+def resolve_config(path: str | os.PathLike[str]) -> Path:
+    """Turns a config name into the path of a file, without a network call.
+
+    Args:
+        path: A path, or ``'<module>::<path>'`` for a config that an installed package ships,
+            such as ``'mmseg::unet/unet-s5-d16_fcn_4xb4-40k_drive-64x64.py'`` (with or without
+            ``.py``).
+
+    Returns:
+        The path of an existing file.
+
+    Raises:
+        FileNotFoundError: If there is no such module or file; names what was looked for and where.
+    """
+    name = os.fspath(path)
+    module, separator, relative = name.partition("::")
+    if not separator:
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"no config file {name!r} (looked in {Path.cwd()})")
+        return Path(name)
+
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f"config {name!r}: no installed package provides module {module!r}")
+    package = Path(next(iter(spec.submodule_search_locations)))
+    # A wheel carries the configs in .mim; a source checkout has them beside the package.
+    roots = [package / ".mim/configs", package.parent / "configs"]
+    relative = relative if relative.endswith(".py") else f"{relative}.py"
+    for root in roots:
+        file = root / relative
+        if file.is_file() and file.resolve().is_relative_to(root.resolve()):
+            return file
+    shipped = {f.relative_to(root).as_posix() for root in roots for f in root.rglob("*.py")}
+    close = difflib.get_close_matches(relative, shipped, n=1, cutoff=0.6)
+    hint = f"; did you mean '{module}::{close[0]}'?" if close else ""
+    raise FileNotFoundError(f"no config {relative!r} in {roots[0]}{hint}")
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def _history_statistic(owner: type, name: str) -> Callable[..., Any]:
+    """Stands in for ``getattr`` while a checkpoint is read.
+
+    MMEngine's own checkpoints pickle the methods of HistoryBuffer, which pickle writes as
+    ``getattr(HistoryBuffer, 'min')``. Allowing the real ``getattr`` would allow it on everything.
+    """
+    if owner is HistoryBuffer and name in ("min", "max", "mean", "current"):
+        return getattr(HistoryBuffer, name)
+    raise pickle.UnpicklingError(f"GLOBAL getattr({owner!r}, {name!r}) was not an allowed global")
+
+
+def _safe_globals() -> list[Any]:
+    """What MMEngine's checkpoints hold besides tensors and plain data, and nothing else."""
+    reconstruct, scalar = np.arange(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    allowed: list[Any] = [HistoryBuffer, np.ndarray, np.dtype]
+    # NumPy 2 moved these two; files written by either version name them by their own path.
+    for core in ("numpy.core", "numpy._core"):
+        allowed += [(reconstruct, f"{core}.multiarray._reconstruct")]
+        allowed += [(scalar, f"{core}.multiarray.scalar")]
+    # Numeric types only: an array of objects could carry anything.
+    allowed += [type(np.dtype(code)) for code in "?bBhHiIlLqQefd"]
+    return [*allowed, (_history_statistic, "builtins.getattr")]
+
+
+def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
+    """Reads a checkpoint file without running any code that it may contain.
+
+    Always ``torch.load(weights_only=True)`` with a short list of additional types; there is no
+    fallback to unsafe unpickling. ``*.safetensors`` files are read too.
+
+    Args:
+        path: A ``.pth`` or ``.safetensors`` file.
+        map_location: As in ``torch.load``.
+
+    Returns:
+        What was saved: a state dict, or a dict with a ``'state_dict'`` among others.
+
+    Raises:
+        CheckpointError: If the file is missing, unreadable or names a type that is not allowed;
+            the message names the file and the type.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise CheckpointError(f"no checkpoint file {str(file)!r} (looked in {Path.cwd()})")
+    try:
+        if file.suffix == ".safetensors":
+            return _load_safetensors(file, map_location)
+        with torch.serialization.safe_globals(_safe_globals()):
+            return torch.load(file, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_refusal(file, str(error))) from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError) as error:
+        # What torch and pickle raise on a truncated or foreign file; they document no single type.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"cannot read checkpoint {str(file)!r}: {reason}") from error
+
+
+def _load_safetensors(file: Path, map_location: Any) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise CheckpointError(f"reading {str(file)!r} needs the package safetensors") from error
+    device = map_location if isinstance(map_location, str | torch.device) else "cpu"
+    return load_file(file, device=str(device))
+
+
+def _refusal(file: Path, message: str) -> str:
+    found = re.search(r"GLOBAL (\S+)|module (\S+) is blocked|unrecognized function (.+)", message)
+    if found is None:
+        # The reason stands after torch's advice to load unsafely, which is not repeated here.
+        reason = message.rpartition("WeightsUnpickler error:")[2].strip().splitlines()
+        return f"cannot read checkpoint {str(file)!r}: {reason[0] if reason else 'not a checkpoint'}"
+    refused = next(group for group in found.groups() if group)
+    return (
+        f"refused checkpoint {str(file)!r}: it contains {refused!r}, which is neither a tensor nor "
+        "plain data and could run code when loaded"
+    )
+
+
+def _load_from_local(filename: str, map_location: Any = None) -> Any:
+    return load_checkpoint(filename, map_location)
+
+
+def _load_from_http(filename: str, map_location: Any = None) -> Any:
+    name = Path(urlparse(filename).path).name
+    target = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0 and not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Model zoos end a file's name with the beginning of its SHA-256: a wrong file is refused.
+        digest = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
+        try:
+            torch.hub.download_url_to_file(
+                filename,
+                str(target),
+                hash_prefix=digest and digest[1],
+                progress=sys.stderr.isatty(),
+            )
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"cannot download {filename!r}: {error}") from error
+    barrier()
+    return load_checkpoint(target, map_location)
+
+
+# MMEngine logs the part of a loader's name after 'load_from_'.
+_load_from_local.__name__ = "load_from_local"
+_load_from_http.__name__ = "load_from_http"
+
+
+def enable_safe_loading() -> None:
+    """Makes every checkpoint that this process reads go through :func:`load_checkpoint`.
+
+    Replaces MMEngine's loaders of local files and URLs, whose maintained version falls back to
+    unsafe unpickling and whose original refuses its own checkpoints on torch >= 2.6, and forbids
+    unsafe ``torch.load`` anywhere else. This changes the process for other code too; so it is for
+    commands to call, and importing the package does not.
+    """
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    CheckpointLoader.register_scheme(prefixes="", loader=_load_from_local, force=True)
+    CheckpointLoader.register_scheme(prefixes=("http://", "https://"), loader=_load_from_http, force=True)

@@ -1,0 +1,59 @@
+"""What a run shows on the terminal: its progress, and only such warnings as the user can act on."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+
+__all__ = ["QuietRunner", "quiet_warnings"]
+
+# Pages that stand in the log file for when something must be looked up, and deprecations between
+# MMEngine's own parts.
+_FILE_ONLY = (
+    "System environment:",
+    "Config:\n",
+    "Hooks will be executed in the following order:",
+    "Exp name:",
+    "The prefix is not set in metric class",
+    '"FileClient" will be deprecated',
+    '"HardDiskBackend" is the alias',
+)
+
+
+def _belongs_on_console(record: logging.LogRecord) -> bool:
+    return not record.getMessage().lstrip("\n-").startswith(_FILE_ONLY)
+
+
+class QuietRunner(Runner):
+    """A runner whose environment, config and list of hooks go to the log file only."""
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """Builds MMEngine's logger and says on the terminal where its file is."""
+        logger = super().build_logger(*args, **kwargs)
+        files = [h for h in logger.handlers if isinstance(h, logging.FileHandler)]
+        for handler in logger.handlers:
+            if files and handler not in files:
+                handler.addFilter(_belongs_on_console)
+        for handler in files:
+            logger.info(f"Full log, with environment and config: {handler.baseFilename}")
+        return logger
+
+
+# Warnings about defaults that work as they should, or that MMEngine causes by itself.
+_HIDDEN_WARNINGS = (
+    "The draw is False, it means that the hook",
+    "The shape of value will convert from",
+    "`broadcast_buffers` is deprecated",
+    "Setting OMP_NUM_THREADS environment variable",
+    "Setting MKL_NUM_THREADS environment variable",
+)
+
+
+def quiet_warnings() -> None:
+    """Hides warnings of the frameworks about which a user of the commands can do nothing."""
+    for message in _HIDDEN_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)

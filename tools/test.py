@@ -1,0 +1,69 @@
+"""Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT [options]``.
+
+The flags are MMSegmentation's, with --seed and --overwrite besides.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
+from pixeldcl_plugin import cli, console, preflight, runtime
+from pixeldcl_plugin.compat import enable_safe_loading
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description="Evaluate a checkpoint on a config's test data.")
+    parser.add_argument("config", help="config file, or mmseg::PATH for one that mmseg ships")
+    parser.add_argument("checkpoint", help=".pth or .safetensors file, or URL")
+    cli.add_common_arguments(parser)
+    parser.add_argument("--out", metavar="FOLDER", help="write predicted label maps as PNG files")
+    parser.add_argument("--show", action="store_true", help="show predictions in a window")
+    parser.add_argument("--show-dir", metavar="FOLDER", help="write pictures of the predictions")
+    parser.add_argument("--wait-time", type=float, default=2, help="seconds a shown picture stays")
+    parser.add_argument("--tta", action="store_true", help="test-time augmentation")
+    parser.add_argument("--overwrite", action="store_true", help="write into folders that are not empty")
+    return parser.parse_args(argv)
+
+
+def test(args: argparse.Namespace) -> None:
+    """Evaluates as the command line says."""
+    console.quiet_warnings()
+    enable_safe_loading()
+    cfg = runtime.load_config(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    runtime.set_work_dir(cfg, args.config, args.work_dir)
+    runtime.set_randomness(cfg, args.seed)
+    preflight.check_upsamplers(cfg)
+    preflight.check_data(cfg, "test")
+    preflight.check_weights(cfg, args.checkpoint)
+    for flag, folder in (("--out", args.out), ("--show-dir", args.show_dir)):
+        preflight.check_output_dir(flag, folder, args.overwrite)
+    if args.out:
+        runtime.save_predictions(cfg, args.out)
+    if args.show or args.show_dir:
+        runtime.enable_drawing(cfg, args.show, args.show_dir, args.wait_time)
+    if args.tta:
+        runtime.enable_tta(cfg)
+    runtime.add_testing_hooks(cfg)
+    notes = runtime.adapt_to_hardware(cfg)
+
+    runner = runtime.build_runner(cfg)
+    for note in notes:
+        runner.logger.info(note)
+    runner.test()
+    runtime.close_process_group()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    args = parse_args(argv)
+    with cli.user_errors():
+        test(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Train a model of a config: ``python tools/train.py CONFIG [options]``.
+
+The flags are MMSegmentation's, with a path for --resume, and --seed, --deterministic and
+--overwrite besides.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
+from pixeldcl_plugin import cli, console, preflight, reports, runtime
+from pixeldcl_plugin.compat import enable_safe_loading
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description="Train a model of a config.")
+    parser.add_argument("config", help="config file, or mmseg::PATH for one that mmseg ships")
+    cli.add_common_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="continue from a checkpoint; without a path, from the newest whole one in the "
+        "work dir (give the flag after the config)",
+    )
+    parser.add_argument("--amp", action="store_true", help="mixed precision; bfloat16 on CPU")
+    parser.add_argument("--deterministic", action="store_true", help="deterministic algorithms")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="delete the checkpoints of an earlier run in the work dir",
+    )
+    return parser.parse_args(argv)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Trains as the command line says."""
+    console.quiet_warnings()
+    enable_safe_loading()
+    cfg = runtime.load_config(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
+    runtime.set_work_dir(cfg, args.config, args.work_dir)
+    runtime.set_randomness(cfg, args.seed, args.deterministic)
+    if args.amp:
+        runtime.enable_amp(cfg)
+    notes = runtime.adapt_to_hardware(cfg)
+    preflight.check_upsamplers(cfg)
+    preflight.check_data(cfg, "train", "val")
+    preflight.check_weights(cfg)
+    resumed = preflight.prepare_work_dir(cfg, args.resume, args.overwrite)
+    runtime.add_training_hooks(cfg)
+
+    runner = runtime.build_runner(cfg)
+    for note in notes:
+        runner.logger.info(note)
+    runner.train()
+    if resumed is not None and resumed.iteration >= runner.max_iters and runner.val_loop:
+        # Killed after the last iteration: all that is left to do is its validation.
+        runner.val_loop.run()
+    reports.finish_training(runner)
+    runtime.close_process_group()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    args = parse_args(argv)
+    with cli.user_errors():
+        train(args)
+
+
+if __name__ == "__main__":
+    main()
