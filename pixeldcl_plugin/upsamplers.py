@@ -66,11 +66,11 @@ class LearnedUpsample(nn.Module):
     def _checkpoint_contexts(
         self,
     ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _frozen_running_stats(self)
+        return nullcontext(), frozen_running_stats(self)
 
 
 @contextmanager
-def _frozen_running_stats(module: nn.Module) -> Iterator[None]:
+def frozen_running_stats(module: nn.Module) -> Iterator[None]:
     """Keep batch norms from counting a recomputed batch a second time in their running statistics."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     saved = [(norm.momentum, deepcopy(norm.num_batches_tracked)) for norm in norms]
