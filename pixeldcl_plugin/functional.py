@@ -214,9 +214,7 @@ def _same_conv(x: Tensor, weight: Tensor, padding_mode: str, groups: int = 1) ->
 
 
 def _replicate_pad(x: Tensor, pad_h: int, pad_w: int) -> Tensor:
-    if x.numel() == 0:  # F.pad refuses an empty batch
-        return x.new_empty(x.size(0), x.size(1), x.size(2) + 2 * pad_h, x.size(3) + 2 * pad_w)
-    padded = F.pad(x, (pad_w, pad_w, pad_h, pad_h), mode="replicate")
+    padded = F.pad(x, (pad_w, pad_w, pad_h, pad_h), mode="replicate" if x.numel() else "constant")
     return padded.contiguous(memory_format=_memory_format(x))
 
 
@@ -232,7 +230,8 @@ def _interleave_sums(*phases: Sequence[Tensor]) -> Tensor:
         p00, p11, p01, p10 = (_sum(phase) for phase in phases)
         n, c, h, w = p00.shape
         even, odd = torch.stack((p00, p01), dim=4), torch.stack((p10, p11), dim=4)
-        return torch.stack((even, odd), dim=3).reshape(n, c, 2 * h, 2 * w)
+        out = torch.stack((even, odd), dim=3).reshape(n, c, 2 * h, 2 * w)
+        return out.contiguous(memory_format=_memory_format(p00))
     counts = tuple(len(phase) for phase in phases)
     return _InterleaveSums.apply(counts, *(term for phase in phases for term in phase))
 

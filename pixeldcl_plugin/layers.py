@@ -47,7 +47,8 @@ class _PixelUpsample(nn.Module):
         super().__init__()
         _check_positive(in_channels=in_channels, out_channels=out_channels)
         group_count = out_channels if groups == "out_channels" else groups
-        _check_positive(groups=group_count)
+        if not _is_int(group_count) or int(group_count) < 1:
+            raise ValueError(f"groups must be a positive integer or 'out_channels', got {groups!r}")
         _check_choice("kernel_size", kernel_size, KERNEL_SIZES)
         _check_choice("padding_mode", padding_mode, PADDING_MODES)
         _check_choice("init", init, INITS)
@@ -129,7 +130,7 @@ class _PixelUpsample(nn.Module):
         The outputs stay the same and no longer cost the projection. Further training is unconstrained.
         """
         for name, weight in self.effective_weights().items():
-            self.get_parameter(name).copy_(weight)
+            getattr(self, name).copy_(weight)
         self.checkerboard_free = False
         if self.repeat is not None:
             self.repeat.fold()
@@ -145,7 +146,7 @@ class _PixelUpsample(nn.Module):
         )
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: self.get_parameter(name) for name in self.kernels}
+        return {name: getattr(self, name) for name in self.kernels}
 
     @torch.no_grad()
     def _init_kernels(self) -> None:
@@ -225,7 +226,7 @@ def _check_positive(**values: Any) -> None:
 
 
 def _check_choice(name: str, value: object, accepted: tuple[Any, ...]) -> None:
-    if value not in accepted or isinstance(value, bool):
+    if type(value) not in map(type, accepted) or value not in accepted:
         raise ValueError(f"{name} must be one of {accepted}, got {value!r}")
 
 
@@ -234,4 +235,7 @@ def _build_activation(cfg: dict[str, Any] | None) -> nn.Module | None:
         return None
     from mmcv.cnn import build_activation_layer  # only here: the layers themselves are plain torch
 
-    return build_activation_layer(dict(cfg))
+    activation = build_activation_layer(dict(cfg))
+    if getattr(activation, "inplace", False):  # the map itself goes to the output
+        activation.inplace = False
+    return activation

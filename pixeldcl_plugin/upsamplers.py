@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
+import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -57,6 +58,8 @@ class LearnedUpsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Upsample ``(N, in_channels, H, W)`` to ``(N, out_channels, s H, s W)``, s the scale factor."""
         if self.with_cp and x.requires_grad:
+            if torch.compiler.is_compiling():  # traces the buffers' updates once, and no context functions
+                return checkpoint(self._forward, x, use_reentrant=False)
             return checkpoint(self._forward, x, use_reentrant=False, context_fn=self._checkpoint_contexts)
         return self._forward(x)
 
@@ -81,7 +84,8 @@ def frozen_running_stats(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, tracked) in zip(norms, saved, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked = tracked
+            if tracked is not None and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(tracked)
 
 
 @MODELS.register_module(name="PixelDCL")
