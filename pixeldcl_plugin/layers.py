@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional, kernels
+from .checks import check_choice, check_positive, is_int
 
 KERNEL_SIZES = (3, 5, 7)
 PADDING_MODES = ("zeros", "replicate")
@@ -45,14 +46,14 @@ class _PixelUpsample(nn.Module):
         inner_act_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check_positive(in_channels=in_channels, out_channels=out_channels)
+        check_positive(in_channels=in_channels, out_channels=out_channels)
         group_count = out_channels if groups == "out_channels" else groups
-        if not _is_int(group_count) or int(group_count) < 1:
+        if not is_int(group_count) or int(group_count) < 1:
             raise ValueError(f"groups must be a positive integer or 'out_channels', got {groups!r}")
-        _check_choice("kernel_size", kernel_size, KERNEL_SIZES)
-        _check_choice("padding_mode", padding_mode, PADDING_MODES)
-        _check_choice("init", init, INITS)
-        if not _is_int(scale_factor) or scale_factor < 2 or scale_factor & (scale_factor - 1):
+        check_choice("kernel_size", kernel_size, KERNEL_SIZES)
+        check_choice("padding_mode", padding_mode, PADDING_MODES)
+        check_choice("init", init, INITS)
+        if not is_int(scale_factor) or scale_factor < 2 or scale_factor & (scale_factor - 1):
             raise ValueError(f"scale_factor must be a power of two (2, 4, 8, ...), got {scale_factor!r}")
         if checkerboard_free and inner_act_cfg is not None:
             raise ValueError(
@@ -213,21 +214,6 @@ class IPixelDCL(_PixelUpsample):
 
     def _upsample(self, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
         return functional.ipixel_dcl(x, list(weights.values()), **self._options())
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_positive(**values: Any) -> None:
-    for name, value in values.items():
-        if not _is_int(value) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
-
-
-def _check_choice(name: str, value: object, accepted: tuple[Any, ...]) -> None:
-    if type(value) not in map(type, accepted) or value not in accepted:
-        raise ValueError(f"{name} must be one of {accepted}, got {value!r}")
 
 
 def _build_activation(cfg: dict[str, Any] | None) -> nn.Module | None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import reference
 import torch
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from pixeldcl_plugin import layers
@@ -122,3 +124,22 @@ def test_onnx_runtime_agrees(
         x = random(*size)
         (out,) = session.run(None, {entry.name: x.numpy()})
         torch.testing.assert_close(torch.from_numpy(out), layer(x).detach(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("upsampler", ["PixelDCL", "IPixelDCL"])
+def test_a_whole_unet_compiles_in_one_graph(upsampler: str) -> None:
+    init_default_scope("mmseg")
+    torch.manual_seed(0)
+    cfg = dict(type="UNet", base_channels=4, num_stages=3, upsample_cfg=dict(type=upsampler))
+    cfg |= dict(strides=(1,) * 3, enc_num_convs=(1,) * 3, dec_num_convs=(1,) * 2)
+    cfg |= dict(downsamples=(True,) * 2, enc_dilations=(1,) * 3, dec_dilations=(1,) * 2)
+    model = MODELS.build(cfg)
+    other = copy.deepcopy(model)
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    x = random(2, 3, 16, 24)
+    expected, got = model(x)[-1], compiled(x)[-1]
+    torch.testing.assert_close(got, expected)
+    expected.square().sum().backward()
+    got.square().sum().backward()
+    for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-4, msg=name)

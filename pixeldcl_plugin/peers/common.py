@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import _check_choice, _check_positive
+from ..checks import check_choice, check_positive
 
 __all__ = [
     "Conv",
@@ -75,8 +75,8 @@ def check_arguments(scale_factor: int, **positive: Any) -> None:
     Raises:
         ValueError: Names the argument, its value and what is accepted.
     """
-    _check_choice("scale_factor", scale_factor, (2,))
-    _check_positive(**positive)
+    check_choice("scale_factor", scale_factor, (2,))
+    check_positive(**positive)
 
 
 def check_odd(name: str, kernel_size: int) -> None:
@@ -85,7 +85,7 @@ def check_odd(name: str, kernel_size: int) -> None:
     Raises:
         ValueError: Names the argument and its value.
     """
-    _check_positive(**{name: kernel_size})
+    check_positive(**{name: kernel_size})
     if kernel_size % 2 == 0:
         raise ValueError(f"{name} must be odd, got {kernel_size}")
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers import _check_choice
+from ..checks import check_choice
 from ..upsamplers import LearnedUpsample
 from .common import Conv, channel_change, check_arguments, check_input, no_autocast, pixel_shuffle
 
@@ -54,7 +54,7 @@ class DySample(nn.Module):
     ) -> None:
         super().__init__()
         check_arguments(scale_factor, in_channels=in_channels, out_channels=out_channels, groups=groups)
-        _check_choice("style", style, ("lp", "pl"))
+        check_choice("style", style, ("lp", "pl"))
         if out_channels % groups:
             raise ValueError(
                 f"groups must divide out_channels, got {groups} with out_channels={out_channels}"

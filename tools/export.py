@@ -1,0 +1,89 @@
+"""Export a trained model: ``python tools/export.py CONFIG CHECKPOINT --format onnx --out FILE``.
+
+The file takes normalised images (N, channels, H, W) and gives logits (N, classes, H, W), for any N, H and W
+that the model takes. It is loaded again, run on other shapes than it was traced with, and written only if
+it computes what the model does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
+from pixeldcl_plugin import cli, console, export, preflight, runtime
+from pixeldcl_plugin.compat import enable_safe_loading
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description="Export a model to ONNX or torch.export.")
+    parser.add_argument("config", help="config file, or mmseg::PATH for one that mmseg ships")
+    parser.add_argument("checkpoint", help=".pth or .safetensors file")
+    parser.add_argument("--format", choices=export.FORMATS, required=True)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".onnx or .pt2 file")
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="image size to trace with (other sizes work too)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        help="largest absolute difference of the logits allowed (default: %(default)g)",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite the file if it exists")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Exports as the command line says."""
+    console.quiet_warnings()
+    enable_safe_loading()
+    export.check_request(args.out, args.format, args.force)
+    cfg = runtime.load_config(args.config)
+    preflight.check_upsamplers(cfg)
+    preflight.check_weights(cfg, args.checkpoint)
+    segmentor = export.load_segmentor(cfg, args.checkpoint)
+
+    print(f"exporting {args.config} with the weights of {args.checkpoint}", flush=True)
+
+    def report(parity: export.Parity) -> None:
+        shape = "x".join(map(str, parity.shape))
+        print(
+            f"parity on {shape}: max abs difference {parity.difference:.2e} "
+            f"of logits up to {parity.magnitude:.3g}",
+            flush=True,
+        )
+
+    size = tuple(args.shape) if args.shape else None
+    export.export_segmentor(
+        segmentor,
+        args.out,
+        args.format,
+        size=size,
+        tolerance=args.tolerance,
+        overwrite=args.force,
+        report=report,
+    )
+    print(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    args = parse_args(argv)
+    with cli.user_errors():
+        try:
+            run(args)
+        except export.ExportError as error:
+            cli.notify(f"error: {error}")
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
