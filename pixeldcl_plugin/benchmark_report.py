@@ -25,12 +25,14 @@ def _group(result: Result) -> Group:
 def print_table(results: Sequence[Result], notes: Mapping[str, Any], console: Console | None = None) -> None:
     """Print one table a case, with ratios to its first variant."""
     console = console or Console()
+    if console.width < 100:  # a log file: rather long lines than cut numbers
+        console = Console(file=console.file, width=100)
     for group, members in groupby(results, key=_group):
         table = Table(title=", ".join(group))
         table.add_column("variant", no_wrap=True)
         columns = ("ms", "IQR", "ratio", "GFLOP/s", "params", "MMACs", "peak MiB")
         for name in columns:
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap=True)
         for r in members:
             table.add_row(
                 r.variant,
@@ -38,7 +40,7 @@ def print_table(results: Sequence[Result], notes: Mapping[str, Any], console: Co
                 f"{r.iqr_ms:.2f}",
                 f"{r.ratio:.2f}",
                 f"{r.gflops:.0f}",
-                f"{r.parameters:,}",
+                f"{r.parameters / 1e6:.2f}M",
                 f"{r.mmacs:,.0f}",
                 f"{r.peak_mib:.0f}",
             )
