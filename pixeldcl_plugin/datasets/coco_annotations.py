@@ -137,13 +137,12 @@ def _records(found: object) -> list[ImageRecord]:
     for index, entry in enumerate(images):
         identity, *parts = _fields(entry, f"image number {index}", ("id", "file_name", "height", "width"))
         if not isinstance(identity, int | str) or identity in records:
-            raise ValueError(
-                f"image number {index} has the id {identity!r}; an id is a number of its own image"
-            )
+            raise ValueError(f"image number {index} has the id {identity!r}; accepted is a number of its own")
         records[identity] = _image(*parts)
     _check_names(records.values())
     for index, entry in enumerate(annotations):
-        what = f"annotation {entry.get('id', f'number {index}') if isinstance(entry, dict) else index}"
+        identity = entry.get("id", f"number {index}") if isinstance(entry, dict) else f"number {index}"
+        what = f"annotation {identity}"
         image, category, segmentation = _fields(entry, what, ("image_id", "category_id", "segmentation"))
         if not isinstance(image, int | str) or image not in records:
             raise ValueError(f"{what} belongs to image {image!r}, which the file does not list")
@@ -153,7 +152,7 @@ def _records(found: object) -> list[ImageRecord]:
         if crowd not in (0, 1):
             raise ValueError(f"{what} has iscrowd={crowd!r}; accepted are 0 and 1")
         label = VOID if crowd else LABELS[category]
-        records[image].instances.append(Instance(entry.get("id", f"number {index}"), label, segmentation))
+        records[image].instances.append(Instance(identity, label, segmentation))
     return list(records.values())
 
 
@@ -190,6 +189,8 @@ def _check_names(records: Collection[ImageRecord]) -> None:
         raise ValueError(f"all images must have one suffix, got {', '.join(sorted(suffixes))}")
     seen: dict[str, str] = {}
     for record in records:
-        other = seen.setdefault(record.name, record.file_name)
-        if other is not record.file_name:
-            raise ValueError(f"{other} and {record.file_name} would share the mask {record.name}.png")
+        if record.name in seen:
+            raise ValueError(
+                f"{seen[record.name]} and {record.file_name} would share the mask {record.name}.png"
+            )
+        seen[record.name] = record.file_name
