@@ -1,2 +1,0 @@
-_base_ = "./unet-s5-d16-c16_fcn_1xb4-600_photo-mosaic-160x160.py"
-model = dict(backbone=dict(upsample_cfg=dict(type="PixelDCL")))
