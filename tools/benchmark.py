@@ -86,9 +86,16 @@ def run(args: argparse.Namespace) -> None:
             args.device,
         )
     )
-    results = []
-    console = Console(stderr=True)
-    with Progress(console=console) as progress:
+    notes = {
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.date.today().isoformat(),
+        "hardware": benchmark.hardware(args.device),
+        "threads": args.threads,
+        "torch": torch.__version__,
+        "sgemm_gflops": round(benchmark.sgemm_gflops(args.threads, device=args.device), 1),
+    }
+    results: list[benchmark.Result] = []
+    with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(
             args.what, total=len(settings) * len(shapes) * len(variants) * (args.rounds + 1)
         )
@@ -98,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
 
         for shape in shapes:
             for setting in settings:
-                results += benchmark.measure(
+                case = benchmark.measure(
                     build,
                     shape,
                     variants,
@@ -107,16 +114,10 @@ def run(args: argparse.Namespace) -> None:
                     rounds=args.rounds,
                     progress=advance,
                 )
-    notes = {
-        "command": " ".join(["python", *sys.argv]),
-        "date": datetime.date.today().isoformat(),
-        "hardware": benchmark.hardware(args.device),
-        "threads": args.threads,
-        "torch": torch.__version__,
-        "sgemm_gflops": round(benchmark.sgemm_gflops(args.threads, device=args.device), 1),
-    }
-    print_table(results, notes)
-    write_csv(results, notes, path)
+                results += case
+                print_table(case, notes)
+                # After every case: a run that is killed keeps those that are done.
+                write_csv(results, notes, path)
     write_plot(results, notes, path.with_suffix(".png"))
     print(f"Wrote {path} and {path.with_suffix('.png').name}")
 
