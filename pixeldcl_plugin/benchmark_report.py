@@ -22,7 +22,7 @@ def _group(result: Result) -> Group:
     return (result.case, result.direction, result.dtype, result.memory_format, result.mode)
 
 
-def print_table(results: Sequence[Result], notes: Mapping[str, Any], console: Console | None = None) -> None:
+def print_table(results: Sequence[Result], console: Console | None = None) -> None:
     """Print one table a case, with ratios to its first variant."""
     console = console or Console()
     if console.width < 100:  # a log file: rather long lines than cut numbers
@@ -45,7 +45,6 @@ def print_table(results: Sequence[Result], notes: Mapping[str, Any], console: Co
                 f"{r.peak_mib:.0f}",
             )
         console.print(table)
-    console.print(", ".join(f"{key} {value}" for key, value in notes.items()), highlight=False)
 
 
 def write_csv(results: Sequence[Result], notes: Mapping[str, Any], path: Path) -> None:

@@ -115,10 +115,11 @@ def run(args: argparse.Namespace) -> None:
                     progress=advance,
                 )
                 results += case
-                print_table(case, notes)
+                print_table(case)
                 # After every case: a run that is killed keeps those that are done.
                 write_csv(results, notes, path)
     write_plot(results, notes, path.with_suffix(".png"))
+    print(", ".join(f"{key}: {value}" for key, value in notes.items()))
     print(f"Wrote {path} and {path.with_suffix('.png').name}")
 
 
