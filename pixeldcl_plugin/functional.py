@@ -224,6 +224,13 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def empty_upsampled(x: Tensor) -> Tensor:
+    """Return an unwritten ``(N, C, 2H, 2W)`` in the dtype, device and memory format of ``(N, C, H, W)``."""
+    n, c, h, w = x.shape
+    shape = (n, c, 2 * h, 2 * w)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+
+
 def _interleave_sums(*phases: Sequence[Tensor]) -> Tensor:
     """Interleave four phases (p00, p11, p01, p10), each given as the addends of a sum."""
     if torch.compiler.is_compiling():  # a compiler fuses this by itself, and cannot see through out=
@@ -245,13 +252,7 @@ class _InterleaveSums(torch.autograd.Function):
 
     @staticmethod
     def forward(counts: tuple[int, ...], *terms: Tensor) -> Tensor:
-        n, c, h, w = terms[0].shape
-        out = torch.empty(
-            (n, c, 2 * h, 2 * w),
-            dtype=terms[0].dtype,
-            device=terms[0].device,
-            memory_format=_memory_format(terms[0]),
-        )
+        out = empty_upsampled(terms[0])
         start = 0
         for (row, column), count in zip(PHASE_OFFSETS, counts, strict=True):
             phase, addends = out[..., row::2, column::2], terms[start : start + count]

@@ -15,6 +15,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..functional import empty_upsampled
 from ..upsamplers import LearnedUpsample
 from .common import Conv, channel_change, check_arguments, check_input, check_odd, no_autocast, pixel_shuffle
 
@@ -149,7 +150,7 @@ class _Reassemble(torch.autograd.Function):
     def forward(x: Tensor, kernels: Tensor) -> Tensor:
         width = x.size(3)
         padded = _pad_channels_last(x, kernels)
-        out = _empty_output(x)
+        out = empty_upsampled(x)
         phases = _phase_view(out)
         for images, rows in _chunks(x, kernels):
             windows = _windows(padded, images, rows, width)
@@ -201,17 +202,6 @@ def _windows(padded: Tensor, images: slice, rows: slice, width: int) -> Tensor:
     band = padded[images, rows.start : rows.stop + size - 1]
     windows = band.unfold(1, size, 1).unfold(2, size, 1)
     return windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, size * size, padded.size(3))
-
-
-def _empty_output(x: Tensor) -> Tensor:
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    n, c, h, w = x.shape
-    return torch.empty(
-        (n, c, 2 * h, 2 * w),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-    )
 
 
 def _phase_view(out: Tensor) -> Tensor:
