@@ -1,0 +1,8 @@
+# A timm encoder with its ImageNet weights (python tools/convert_timm_weights.py) under the decoder of a U-Net.
+_base_ = [
+    "../_base_/models/unethead_timm.py",
+    "../_base_/datasets/camvid.py",
+    "../_base_/default_runtime.py",
+    "../_base_/schedules/adam_2k.py",
+]
+model = dict(decode_head=dict(num_classes=11))
