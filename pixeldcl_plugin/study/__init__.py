@@ -1,0 +1,30 @@
+"""Studies: configs x seeds, run to the end whatever interrupts them, and compared by pairs of equal seeds.
+
+``plan`` reads what is to be run, ``execute`` trains and scores one run, ``pool`` keeps several processes
+busy, ``conduct`` runs what is left of a study, ``tables`` holds the results and what they say.
+"""
+
+from .conduct import conduct, find_run, results_of, runs_left
+from .execute import execute, run_config
+from .plan import Arm, Run, Selection, Study, load_study
+from .pool import run_all
+from .tables import ResultFile, choose_learning_rates, summarise, write_summary
+
+__all__ = [
+    "Arm",
+    "ResultFile",
+    "Run",
+    "Selection",
+    "Study",
+    "choose_learning_rates",
+    "conduct",
+    "execute",
+    "find_run",
+    "load_study",
+    "results_of",
+    "run_all",
+    "run_config",
+    "runs_left",
+    "summarise",
+    "write_summary",
+]

@@ -1,0 +1,106 @@
+"""Bring a study to its end: first the learning rates, then the runs that are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from .. import preflight
+from ..cli import UsageError, notify
+from .execute import fingerprint, run_config
+from .plan import Run, Study
+from .pool import run_all
+from .tables import ResultFile, choose_learning_rates
+
+
+def results_of(study: Study) -> ResultFile:
+    """Return the study's result file, with what earlier calls have finished."""
+    return ResultFile(study.out / f"{study.name}.csv")
+
+
+def find_run(study: Study, key: str) -> Run:
+    """Return the run of that key; the rates of the compared runs come from the results so far.
+
+    Raises:
+        UsageError: If the study has no such run (yet).
+    """
+    known = study.selection_runs() + _compared_runs(study, results_of(study))
+    for run in known:
+        if run.key == key:
+            return run
+    raise UsageError(f"no run {key!r} in study {study.name}: it has {[run.key for run in known]}")
+
+
+def runs_left(study: Study, arms: Iterable[str] | None = None) -> list[Run]:
+    """Return what can be run now: the selection, or when that is complete the compared runs.
+
+    Args:
+        study: The study.
+        arms: Names of the arms to look at; all if None. Selections of other arms are not waited for.
+
+    Raises:
+        UsageError: If an arm is unknown, a config does not fit, or a result is of another configuration.
+    """
+    names = {arm.name for arm in study.arms}
+    wanted = names if arms is None else set(arms)
+    if wanted - names:
+        raise UsageError(f"no arms {sorted(wanted - names)} in study {study.name}: it has {sorted(names)}")
+    choosers = {study.arm(name).learning_rate_of for name in wanted}
+    results = results_of(study)
+    selection = [run for run in study.selection_runs() if run.arm.name in choosers]
+    return _left(study, results, selection) or _left(
+        study, results, [run for run in _compared_runs(study, results) if run.arm.name in wanted]
+    )
+
+
+def conduct(
+    study: Study,
+    command: Callable[[Run], list[str]],
+    folder: Callable[[Run], Path],
+    *,
+    processes: int,
+    arms: Iterable[str] | None = None,
+) -> bool:
+    """Run everything that is left, and keep every finished run's row at once.
+
+    Args:
+        study: The study.
+        command: Command line of the process of a run.
+        folder: Its work dir.
+        processes: Runs at a time.
+        arms: As in :func:`runs_left`.
+
+    Returns:
+        Whether every run succeeded.
+    """
+    while runs := runs_left(study, arms):
+        configs = {run.key: run_config(study, run) for run in runs}
+        for cfg in configs.values():
+            preflight.check_upsamplers(cfg)
+            preflight.check_data(cfg, "train", "val")
+            preflight.check_weights(cfg)
+        results = results_of(study)
+        failed = run_all(
+            runs,
+            lambda run, configs=configs: configs[run.key].train_cfg.max_iters,  # type: ignore[misc]
+            command,
+            folder,
+            lambda run, row, results=results: results.add(row),  # type: ignore[misc]
+            processes=processes,
+        )
+        if failed:
+            notify(f"{len(failed)} of {len(runs)} runs failed: {', '.join(run.key for run in failed)}")
+            return False
+    return True
+
+
+def _compared_runs(study: Study, results: ResultFile) -> list[Run]:
+    """Return the compared runs of the arms whose rate is known."""
+    if study.selection is None:
+        return study.runs()
+    rates = choose_learning_rates(study, results.rows)
+    return [run for run in study.runs(rates) if run.lr is not None]
+
+
+def _left(study: Study, results: ResultFile, runs: list[Run]) -> list[Run]:
+    return [run for run in runs if results.find(run, fingerprint(run_config(study, run))) is None]

@@ -1,0 +1,229 @@
+"""What a study runs, read from a YAML file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..cli import UsageError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How an arm's learning rate is chosen: the best of a grid on a held-out part of the training set."""
+
+    grid: tuple[float, ...]
+    held_out: float = 0.2
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One contestant: a config with its overrides, run with several seeds.
+
+    ``learning_rate_of`` names the arm whose selected rate it shares; its own name where it selects itself.
+    """
+
+    name: str
+    config: str
+    options: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    learning_rate_of: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training. ``lr`` is None where the config's own rate is used."""
+
+    arm: Arm
+    seed: int
+    lr: float | None = None
+    selecting: bool = False
+
+    @property
+    def key(self) -> str:
+        """Name of the run, unique in its study and fit for a folder: ``deconv-k4_lr0.001_seed0``."""
+        rate = "" if self.lr is None else f"_lr{self.lr:g}"
+        return f"{'select_' if self.selecting else ''}{self.arm.name}{rate}_seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A set of arms compared on one task under one schedule."""
+
+    name: str
+    arms: tuple[Arm, ...]
+    reference: str
+    selection: Selection | None
+    out: Path
+
+    def arm(self, name: str) -> Arm:
+        """Return the arm of that name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def selection_runs(self) -> list[Run]:
+        """Return the runs that choose learning rates; none without a selection."""
+        if self.selection is None:
+            return []
+        choosers = [arm for arm in self.arms if arm.learning_rate_of == arm.name]
+        return [
+            Run(arm, self.selection.seed, lr, selecting=True)
+            for arm in choosers
+            for lr in self.selection.grid
+        ]
+
+    def runs(self, rates: Mapping[str, float] | None = None) -> list[Run]:
+        """Return the compared runs, one seed of every arm after the other: a killed study is balanced.
+
+        Args:
+            rates: The chosen learning rate by arm; needed if there is a selection. A run has none
+                where its arm's is not chosen yet.
+        """
+        if self.selection is not None and rates is None:
+            raise ValueError("this study selects learning rates: runs() needs them")
+        longest = max(len(arm.seeds) for arm in self.arms)
+        return [
+            Run(arm, arm.seeds[place], rates.get(arm.learning_rate_of) if rates else None)
+            for place in range(longest)
+            for arm in self.arms
+            if place < len(arm.seeds)
+        ]
+
+
+def load_study(path: str | Path) -> Study:
+    """Read a study.
+
+    The file holds ``name``, ``config``, ``seeds``, ``reference`` (the arm that others are compared to) and
+    ``arms``: by name, each with ``upsampler`` (what stands at the key ``upsampler_key``) or ``options``
+    (dotted keys as in --cfg-options), and if they differ from the study's, ``config`` and ``seeds``.
+    ``options`` at the top apply to all. ``learning_rate`` (``grid``, ``held_out``, ``seed``, ``options``)
+    asks for a selection; an arm with ``learning_rate_of`` takes another's. ``out`` is the folder of
+    the results.
+
+    Raises:
+        UsageError: If the file is missing, is no YAML, or does not say the above; the message names the key.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UsageError(f"no study {str(path)!r} (looked in {Path.cwd()})")
+    try:
+        raw = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    top = _Section(raw, str(path))
+    name = _name(top.take("name", str))
+    seeds = _seeds(top.take("seeds", list), "seeds")
+    config = top.take("config", str, None)
+    upsampler_key = top.take("upsampler_key", str, "model.backbone.upsample_cfg")
+    options = top.take("options", dict, {})
+    selection = _selection(top.take("learning_rate", dict, None), f"{path}: learning_rate")
+    arms = []
+    for arm_name, value in top.take("arms", dict).items():
+        part = _Section(value, f"{path}: arms.{arm_name}")
+        own = dict(part.take("options", dict, {}))
+        upsampler = part.take("upsampler", dict, None)
+        if upsampler is not None:
+            own[upsampler_key] = {"_delete_": True, **upsampler}
+        arm_config = part.take("config", str, config)
+        if arm_config is None:
+            raise UsageError(f"{part.where}: neither the arm nor the study names a config")
+        arms.append(
+            Arm(
+                name=_name(str(arm_name)),
+                config=arm_config,
+                options={**options, **own},
+                seeds=_seeds(part.take("seeds", list, list(seeds)), f"{part.where}.seeds"),
+                learning_rate_of=part.take("learning_rate_of", str, str(arm_name)),
+            )
+        )
+        part.close()
+    study = Study(
+        name=name,
+        arms=tuple(arms),
+        reference=top.take("reference", str),
+        selection=selection,
+        out=Path(top.take("out", str, f"work_dirs/studies/{name}")),
+    )
+    top.close()
+    _check(study, str(path))
+    return study
+
+
+class _Section:
+    """A mapping whose keys are taken one by one; what is left over was misspelt."""
+
+    _REQUIRED = object()
+
+    def __init__(self, value: Any, where: str) -> None:
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{where} must be a mapping, got {value!r}")
+        self.left, self.where = dict(value), where
+
+    def take(self, key: str, kind: type, default: Any = _REQUIRED) -> Any:
+        if key not in self.left:
+            if default is self._REQUIRED:
+                raise UsageError(f"{self.where}: {key!r} is missing")
+            return default
+        value = self.left.pop(key)
+        if not isinstance(value, kind):
+            raise UsageError(f"{self.where}: {key!r} must be a {kind.__name__}, got {value!r}")
+        return value
+
+    def close(self) -> None:
+        if self.left:
+            raise UsageError(f"{self.where}: unknown keys {sorted(self.left)}")
+
+
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise UsageError(f"names are letters, digits, '.', '_' and '-', got {text!r}")
+    return text
+
+
+def _seeds(values: Sequence[Any], where: str) -> tuple[int, ...]:
+    whole = all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values)
+    if not values or not whole or len(set(values)) < len(values):
+        raise UsageError(f"{where} must be different integers from 0 on, got {list(values)!r}")
+    return tuple(values)
+
+
+def _selection(raw: Any, where: str) -> Selection | None:
+    if raw is None:
+        return None
+    part = _Section(raw, where)
+    grid = part.take("grid", list)
+    # YAML 1.1 takes 1e-3, without a point, for a string.
+    if not grid or not all(isinstance(lr, float) and lr > 0 for lr in grid):
+        raise UsageError(f"{where}.grid must be positive numbers such as 1.0e-3, got {grid!r}")
+    selection = Selection(
+        grid=tuple(grid),
+        held_out=part.take("held_out", float, 0.2),
+        seed=part.take("seed", int, 0),
+        options=part.take("options", dict, {}),
+    )
+    part.close()
+    if not 0 < selection.held_out < 1:
+        raise UsageError(f"{where}.held_out must lie between 0 and 1, got {selection.held_out!r}")
+    return selection
+
+
+def _check(study: Study, path: str) -> None:
+    names = [arm.name for arm in study.arms]
+    if study.reference not in names:
+        raise UsageError(f"{path}: reference {study.reference!r} is none of the arms {names}")
+    for arm in study.arms:
+        if arm.learning_rate_of not in names or study.arm(arm.learning_rate_of).learning_rate_of not in (
+            arm.learning_rate_of,
+        ):
+            raise UsageError(
+                f"{path}: arms.{arm.name}: learning_rate_of {arm.learning_rate_of!r} must be an arm that "
+                "selects its own"
+            )

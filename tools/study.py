@@ -1,0 +1,62 @@
+"""Run a study: ``python tools/study.py STUDY.yaml``. Started again after a kill, it goes on where it was.
+
+Every run is a process of one thread. One CSV row a finished run; then a table of the paired differences to
+the reference and a picture, all in the folder that the study names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
+from pixeldcl_plugin import study
+from pixeldcl_plugin.cli import UsageError, user_errors
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Run a study: configs x seeds, compared by pairs.")
+    parser.add_argument("study", help="YAML file, see docs/study.md")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="runs at a time")
+    parser.add_argument("--work-dir", type=Path, help="logs, checkpoints (default: work_dirs/studies/NAME)")
+    parser.add_argument("--arms", nargs="+", help="only these arms")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs that are left, and stop")
+    parser.add_argument("--report", action="store_true", help="only write table and picture anew")
+    parser.add_argument("--run", metavar="KEY", help="one run, in this process")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 1 if a run failed."""
+    args = parse_args(argv)
+    if args.processes < 1:
+        raise UsageError(f"--processes must be positive, got {args.processes}")
+    plan = study.load_study(args.study)
+    work_dir = args.work_dir or Path("work_dirs/studies") / plan.name
+    if args.run:
+        study.execute(plan, study.find_run(plan, args.run), work_dir / args.run)
+        return 0
+    if args.dry_run:
+        print("\n".join(run.key for run in study.runs_left(plan, args.arms)) or "nothing left")
+        return 0
+    base = [sys.executable, __file__, args.study, "--work-dir", str(work_dir), "--run"]
+    whole = args.report or study.conduct(
+        plan,
+        lambda run: [*base, run.key],
+        lambda run: work_dir / run.key,
+        processes=args.processes,
+        arms=args.arms,
+    )
+    for path in study.write_summary(plan, study.results_of(plan).rows):
+        print(f"Wrote {path}")
+    return 0 if whole else 1
+
+
+if __name__ == "__main__":
+    with user_errors():
+        code = main()
+    sys.exit(code)
