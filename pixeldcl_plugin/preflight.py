@@ -26,15 +26,27 @@ __all__ = [
     "prepare_work_dir",
 ]
 
-# Data that a command of this repository makes: the end of its path -> the command.
+# What a command of this repository makes: a part of its path -> the command.
 _MADE_BY = {
-    ".cache/photo_mosaic": ("python tools/dataset_converters/photo_mosaic.py --out .cache/photo_mosaic"),
+    ".cache/photo_mosaic": "python tools/dataset_converters/photo_mosaic.py --out .cache/photo_mosaic",
+    ".cache/coco128": (
+        "python tools/dataset_converters/coco_detection.py data/coco128/annotations/instances_coco128.json "
+        "--images data/coco128/images/train2017 --out .cache/coco128"
+    ),
+    ".cache/tf_efficientnet_lite0.pth": "python tools/convert_timm_weights.py",
 }
 _NUMBERED = re.compile(r"(?:iter|epoch)_(\d+)\.pth")
 
 
 def _is_url(path: str) -> bool:
     return "://" in path
+
+
+def _hint(path: Path) -> str:
+    """Says which command makes a missing file or folder, if one of this repository does."""
+    posix = path.as_posix()
+    command = next((made for part, made in _MADE_BY.items() if part in posix), None)
+    return f"; make it with: {command}" if command else ""
 
 
 # --- data ----------------------------------------------------------------------------------------
@@ -79,11 +91,9 @@ def _check_dataset(dataset: Mapping[str, Any], split: str) -> None:
 def _require(path: Path, key: str, dataset: Mapping[str, Any], split: str) -> None:
     if path.exists():
         return
-    posix = path.as_posix()
-    command = next((made for end, made in _MADE_BY.items() if end in posix), None)
-    hint = f"; make it with: {command}" if command else ""
     raise UsageError(
-        f"{split} data of {dataset.get('type')} not found: no {posix!r} ({key}; looked in {Path.cwd()}){hint}"
+        f"{split} data of {dataset.get('type')} not found: no {path.as_posix()!r} "
+        f"({key}; looked in {Path.cwd()}){_hint(path)}"
     )
 
 
@@ -152,7 +162,8 @@ def check_weights(cfg: Config, checkpoint: str | None = None) -> None:
     """Checks that the local weight files which a config or the command line name exist.
 
     Raises:
-        UsageError: Names the missing file and the key that asks for it.
+        UsageError: Names the missing file, the key that asks for it and, for weights that this
+            repository makes, the command.
     """
     wanted = [("checkpoint", checkpoint), ("load_from", cfg.get("load_from"))]
     wanted += [
@@ -162,7 +173,7 @@ def check_weights(cfg: Config, checkpoint: str | None = None) -> None:
     ]
     for key, path in wanted:
         if isinstance(path, str) and not _is_url(path) and not Path(path).expanduser().is_file():
-            raise UsageError(f"{key} not found: no file {path!r} (looked in {Path.cwd()})")
+            raise UsageError(f"{key} not found: no file {path!r} (looked in {Path.cwd()}){_hint(Path(path))}")
 
 
 # --- work dir ------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from pixeldcl_plugin import preflight, runtime
 from pixeldcl_plugin.cli import UsageError
 from pixeldcl_plugin.compat import CheckpointError
 
+ROOT = Path(__file__).parents[1]
+
 
 def test_check_data_accepts_what_is_there(tiny_config: Path) -> None:
     preflight.check_data(runtime.load_config(str(tiny_config)), "train", "val", "test", "other")
@@ -29,6 +31,7 @@ def test_check_data_accepts_what_is_there(tiny_config: Path) -> None:
             {"data_root": ".cache/photo_mosaic"},
             "photo_mosaic.py --out .cache/photo_mosaic",
         ),
+        ({"data_root": "", "ann_file": ".cache/coco128/coco128.txt"}, "--out .cache/coco128"),
     ],
 )
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -75,6 +78,16 @@ def test_check_weights_finds_missing_pretrained_weights() -> None:
     with pytest.raises(UsageError, match=r"init_cfg\.checkpoint not found: no file 'no\.pth'"):
         preflight.check_weights(Config(dict(model=model)))
     preflight.check_weights(Config(dict(model={}, load_from="https://host/no.pth")))
+
+
+def test_check_weights_says_what_makes_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cfg = Config.fromfile(ROOT / "configs/_base_/models/unethead_timm.py")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"lite0\.pth' .*; make it with: python tools/convert_timm_weights"):
+        preflight.check_weights(cfg)
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache/tf_efficientnet_lite0.pth").touch()
+    preflight.check_weights(cfg)
 
 
 def save_checkpoint(path: Path, iteration: int, **more: object) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from mmseg.models import UNet
 from mmseg.registry import MODELS as MMSEG_MODELS
 from torch import Tensor, nn
 
-from pixeldcl_plugin import IPixelDCL, PixelDCL, compat
+from pixeldcl_plugin import IPixelDCL, PixelDCL, cli, runtime
 from pixeldcl_plugin.upsamplers import IPixelDCLUpsample, LearnedUpsample, PixelDCLUpsample
 
 TYPES = {"PixelDCL": (PixelDCLUpsample, PixelDCL), "IPixelDCL": (IPixelDCLUpsample, IPixelDCL)}
@@ -247,10 +248,13 @@ def test_any_unet_config_takes_the_override(base: str, type_: str, tmp_path: Pat
     check_config(config, type_)
 
 
-def test_override_on_the_command_line() -> None:
-    config = Config.fromfile(compat.resolve_config(f"mmseg::{CONFIGS[0]}"))
-    config.merge_from_dict({"model.backbone.upsample_cfg.type": "PixelDCL"})
-    check_config(config, "PixelDCL")
+@pytest.mark.parametrize("type_", TYPES)
+@pytest.mark.parametrize("base", CONFIGS)
+def test_any_unet_config_takes_the_override_from_the_command_line(base: str, type_: str) -> None:
+    parser = argparse.ArgumentParser()
+    cli.add_common_arguments(parser)
+    args = parser.parse_args(["--cfg-options", f"model.backbone.upsample_cfg.type={type_}"])
+    check_config(runtime.load_config(f"mmseg::{base}", args.cfg_options), type_)
 
 
 def check_config(config: Config, type_: str) -> None:

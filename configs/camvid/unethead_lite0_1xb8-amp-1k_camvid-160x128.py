@@ -1,4 +1,4 @@
-# A timm encoder with its ImageNet weights (python tools/convert_timm_weights.py) under the decoder of a U-Net.
+# A timm encoder with ImageNet weights (python tools/convert_timm_weights.py) under a U-Net decoder.
 _base_ = [
     "../_base_/models/unethead_timm.py",
     "../_base_/datasets/camvid.py",
