@@ -1,12 +1,53 @@
 """Packaging of pixeldcl_plugin. Ranges live here, the pinned set that CI installs in requirements.txt."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "pixeldcl_plugin/__init__.py").read_text())[1]
+# What OpenMMLab's tools look for in an installed package's .mim.
+SHIPPED = ("configs", "tools", "model-index.yml")
+
+
+class BuildPyWithMim(build_py):
+    """Puts configs, tools and the model index into .mim: copies in a wheel, links in an editable install."""
+
+    def run(self):
+        if self.editable_mode:
+            link_or_copy(ROOT / "pixeldcl_plugin/.mim")
+            super().run()
+        else:
+            package = Path(self.build_lib) / "pixeldcl_plugin"
+            # build/ is kept between builds: what was removed since must not be shipped again.
+            for folder in (package / ".mim", package / "checkpoints"):
+                shutil.rmtree(folder, ignore_errors=True)
+            super().run()
+            copy(package / ".mim")
+
+
+def copy(target):
+    target.mkdir(parents=True)
+    for name in SHIPPED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, target)
+
+
+def link_or_copy(target):
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        target.mkdir()
+        for name in SHIPPED:
+            (target / name).symlink_to(Path("../..", name), target_is_directory=(ROOT / name).is_dir())
+    except OSError:  # Windows allows links only to those who ask for them.
+        shutil.rmtree(target)
+        copy(target)
+
 
 setup(
     name="pixeldcl-plugin",
@@ -23,7 +64,10 @@ setup(
     ],
     python_requires=">=3.10",
     packages=find_packages(include=["pixeldcl_plugin", "pixeldcl_plugin.*"]),
+    package_data={"pixeldcl_plugin": ["checkpoints/*.safetensors"]},
+    cmdclass={"build_py": BuildPyWithMim},
     install_requires=[
+        "filelock>=3.12",
         "matplotlib>=3.7",
         "numpy>=1.24",
         "pillow>=10.0",
@@ -49,6 +93,7 @@ setup(
         "coco": ["pycocotools>=2.0.7"],
         "dev": [
             "hypothesis>=6.100",
+            "model-index>=0.1.11",
             "mypy>=1.10",
             "pre-commit>=3.7",
             "pytest>=8.0",

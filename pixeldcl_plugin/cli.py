@@ -11,6 +11,7 @@ from argparse import ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 from mmengine.config import DictAction
 
@@ -39,14 +40,21 @@ def notify(message: str) -> None:
 def user_errors() -> Iterator[None]:
     """Turns what the user can mend into one line on stderr and exit code 2.
 
-    These are :class:`UsageError`, refused checkpoints, and types or arguments in a config that a
-    registry cannot build or that this package refuses. Every other exception is a defect and keeps
-    its traceback.
+    These are :class:`UsageError`, refused checkpoints, types or arguments in a config that a
+    registry cannot build or that this package refuses, and failed downloads. Every other
+    exception is a defect and keeps its traceback.
     """
     try:
         yield
     except (UsageError, CheckpointError) as error:
         message = str(error)
+    except OSError as error:
+        if not _is_failed_download(error):
+            raise
+        message = (
+            f"cannot download the pretrained weights that the config asks for: {str(error).splitlines()[0]} "
+            "(docs/configs.md says how to do without)"
+        )
     except (KeyError, TypeError, ValueError) as error:
         if not _is_config_error(error):
             raise
@@ -59,6 +67,11 @@ def user_errors() -> Iterator[None]:
         return
     notify(f"error: {message}")
     sys.exit(2)
+
+
+def _is_failed_download(error: OSError) -> bool:
+    # The hub's errors derive from OSError in several ways; their module is what they have in common.
+    return isinstance(error, URLError) or type(error).__module__.startswith("huggingface_hub")
 
 
 def _is_config_error(error: BaseException) -> bool:

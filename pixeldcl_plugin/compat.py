@@ -29,9 +29,12 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.dist import barrier
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 __all__ = [
     "CheckpointError",
+    "UnsafeCheckpointError",
     "enable_safe_loading",
     "installed_distribution",
     "load_checkpoint",
@@ -49,6 +52,10 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
 
 class CheckpointError(RuntimeError):
     """A checkpoint is missing, truncated, or would need unsafe unpickling."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A checkpoint would run code when it is opened."""
 
 
 def installed_distribution(module: str) -> tuple[str, str] | None:
@@ -167,8 +174,8 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         What was saved: a state dict, or a dict with a ``'state_dict'`` among others.
 
     Raises:
-        CheckpointError: If the file is missing, unreadable or names a type that is not allowed;
-            the message names the file and the type.
+        CheckpointError: If the file is missing or unreadable, and as :class:`UnsafeCheckpointError` if it
+            names a type that is not allowed; the message names the file and the type.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -179,30 +186,28 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         with torch.serialization.safe_globals(_safe_globals()):
             return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(_refusal(file, str(error))) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError) as error:
+        raise _unpickling_error(file, str(error)) from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError, SafetensorError) as error:
         # What torch and pickle raise on a truncated or foreign file; they document no single type.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"cannot read checkpoint {str(file)!r}: {reason}") from error
 
 
 def _load_safetensors(file: Path, map_location: Any) -> dict[str, torch.Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise CheckpointError(f"reading {str(file)!r} needs the package safetensors") from error
     device = map_location if isinstance(map_location, str | torch.device) else "cpu"
     return load_file(file, device=str(device))
 
 
-def _refusal(file: Path, message: str) -> str:
+def _unpickling_error(file: Path, message: str) -> CheckpointError:
     found = re.search(r"GLOBAL (\S+)|module (\S+) is blocked|unrecognized function (.+)", message)
     if found is None:
         # The reason stands after torch's advice to load unsafely, which is not repeated here.
         reason = message.rpartition("WeightsUnpickler error:")[2].strip().splitlines()
-        return f"cannot read checkpoint {str(file)!r}: {reason[0] if reason else 'not a checkpoint'}"
+        return CheckpointError(
+            f"cannot read checkpoint {str(file)!r}: {reason[0] if reason else 'not a checkpoint'}"
+        )
     refused = next(group for group in found.groups() if group)
-    return (
+    return UnsafeCheckpointError(
         f"refused checkpoint {str(file)!r}: it contains {refused!r}, which is neither a tensor nor "
         "plain data and could run code when loaded"
     )

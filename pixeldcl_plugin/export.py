@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 
 from .cli import UsageError
 from .compat import CheckpointError, load_checkpoint
+from .runtime import forget_pretraining
 
 __all__ = [
     "FORMATS",
@@ -90,6 +91,7 @@ def load_segmentor(cfg: Config, checkpoint: str) -> EncoderDecoder:
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict):
         raise CheckpointError(f"checkpoint {checkpoint!r} holds no state dict")
+    forget_pretraining(cfg.model)
     segmentor = MODELS.build(cfg.model)
     if not isinstance(segmentor, EncoderDecoder):
         raise UsageError(f"config: only EncoderDecoder models are exported, got {type(segmentor).__name__}")

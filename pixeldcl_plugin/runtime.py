@@ -220,6 +220,27 @@ def add_testing_hooks(cfg: Config) -> None:
     cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), dict(type=CompleteWeightsHook.__name__)]
 
 
+def forget_pretraining(node: Any) -> None:
+    """Removes from a model's config, in place, the weights that its parts would be initialised with.
+
+    For a model that gets all its weights from a checkpoint: building it then needs neither the files nor a
+    network.
+    """
+    if isinstance(node, dict):
+        for key in ("init_cfg", "pretrained"):
+            value = node.get(key)
+            inits = value if isinstance(value, list | tuple) else [value]
+            if key == "init_cfg" and any(
+                isinstance(i, dict) and i.get("type") == "Pretrained" for i in inits
+            ):
+                node[key] = None
+            elif key == "pretrained" and value:
+                node[key] = False if isinstance(value, bool) else None
+    for value in node.values() if isinstance(node, dict) else node:
+        if isinstance(value, dict | list | tuple):
+            forget_pretraining(value)
+
+
 def build_runner(cfg: Config) -> Runner:
     """Builds the runner, joining the process group first where MMEngine cannot.
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
@@ -33,6 +36,10 @@ def test_malformed_option_is_a_usage_error(option: str, capsys: pytest.CaptureFi
     assert "expected KEY=VALUE" in capsys.readouterr().err
 
 
+def _raise(error: Exception) -> None:
+    raise error
+
+
 @MODELS.register_module()
 class FailsInside:
     """A model that a config can build, with a defect."""
@@ -51,6 +58,8 @@ class FailsInside:
         (lambda: MODELS.build(dict(type="FailsInside")), "'width'"),
         (lambda: MODELS.build(dict(type="PixelDCL", in_channels=3, out_channels=4, kernel_size=2)), "2"),
         (lambda: preflight.check_weights(Config(dict(model={}, load_from="no.pth"))), "no.pth"),
+        (lambda: _raise(URLError("no route to host")), "no route to host"),
+        (lambda: _raise(LocalEntryNotFoundError("no file in the cache\nmore")), "docs/configs.md"),
     ],
 )
 def test_user_errors_are_one_line(
@@ -70,12 +79,13 @@ def test_user_errors_are_one_line(
     [
         lambda: MODELS.build(dict(type="FailsInside", width=3)),
         lambda: {}["key"],
+        lambda: Path("no such file").read_text(),
         lambda: PixelDCL(3, 4, kernel_size=2),  # By code, not by a config.
         lambda: MODELS.build(dict(type="FailsInside", width=-3)),  # Not of this package.
     ],
 )
 def test_defects_keep_their_traceback(fail: Callable[[], object]) -> None:
-    with pytest.raises((TypeError, KeyError, ValueError)), cli.user_errors():
+    with pytest.raises((TypeError, KeyError, ValueError, OSError)), cli.user_errors():
         fail()
 
 

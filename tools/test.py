@@ -39,6 +39,7 @@ def test(args: argparse.Namespace) -> None:
     runtime.set_randomness(cfg, args.seed)
     preflight.check_upsamplers(cfg)
     preflight.check_data(cfg, "test")
+    runtime.forget_pretraining(cfg.model)
     preflight.check_weights(cfg, args.checkpoint)
     for flag, folder in (("--out", args.out), ("--show-dir", args.show_dir)):
         preflight.check_output_dir(flag, folder, args.overwrite)

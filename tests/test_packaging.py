@@ -1,0 +1,159 @@
+"""What an installed package holds, and that a released model runs from it, far from the repository."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+from released import MODEL, make_root, release
+
+from pixeldcl_plugin.zoo_index import ZooRoot
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("README.md", "LICENSE", "MANIFEST.in", "setup.py", "pyproject.toml", "model-index.yml",
+           "configs", "tools", "pixeldcl_plugin")  # fmt: skip
+
+# Run in the new environment, in an empty folder.
+CHECK = """
+import runpy, sys
+from pathlib import Path
+import numpy as np
+from mmseg.apis import inference_model
+from safetensors.torch import load_file
+import pixeldcl_plugin
+from pixeldcl_plugin import create_model, list_models, model_info
+from pixeldcl_plugin.compat import resolve_config
+
+name, environment = sys.argv[1:]
+package = Path(pixeldcl_plugin.__file__).parent
+assert package.is_relative_to(environment), package
+assert list_models(pretrained=True) == [name]
+(weights,) = (package / "checkpoints").iterdir()
+model = create_model(name)
+released = load_file(weights)
+assert all(bool((tensor == released[key]).all()) for key, tensor in model.state_dict().items())
+result = inference_model(model, np.full((32, 48, 3), 90, np.uint8))
+
+# Configs and tools are where OpenMMLab's commands look for them.
+config = package / ".mim/configs/tiny" / f"{name}.py"
+assert model_info(name).config == config, model_info(name).config
+assert resolve_config(f"pixeldcl_plugin::tiny/{name}") == config
+runpy.run_path(str(package / ".mim/tools/test.py"))["parse_args"]([str(config), str(weights)])
+print(tuple(result.pred_sem_seg.data.shape))
+"""
+
+
+def run(*command: object, cwd: Path) -> str:
+    # Neither the repository nor a zoo of its own may be found by way of the environment.
+    env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PIXELDCL_ZOO")}
+    env |= {"OMP_NUM_THREADS": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    result = subprocess.run(
+        [*map(str, command)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def source(tiny_config_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository in which a tiny model is released."""
+    folder = tmp_path_factory.mktemp("repository")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            ignore = shutil.ignore_patterns("__pycache__", ".mim")
+            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+        else:
+            shutil.copy(ROOT / name, folder)
+    shutil.rmtree(folder / "pixeldcl_plugin/checkpoints", ignore_errors=True)
+    (folder / "configs/_base_").rename(folder / "bases")
+    shutil.rmtree(folder / "configs")
+    # Its bases are in the repository, as every config's are.
+    make_root(folder, tiny_config_text.replace(f"{ROOT}/configs/_base_", "../_base_"))
+    (folder / "bases").rename(folder / "configs/_base_")
+    release(ZooRoot(folder, folder / "pixeldcl_plugin/checkpoints"))
+    return folder.resolve()
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # What an earlier build left must not be shipped: a file that has been removed since.
+    stale = source / "build/lib/pixeldcl_plugin/.mim/configs/stale.py"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+        "--no-index", "--wheel-dir", folder, source, cwd=folder)  # fmt: skip
+    (file,) = folder.iterdir()
+    return file
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    """A virtual environment that borrows every package but this project from the current one."""
+    folder = tmp_path / "environment"
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=tmp_path)
+    python = folder / "bin/python"
+    purelib = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path)
+    # Files that end in .pth are read in an environment's own folder only: the editable install of
+    # this project, which is one, is not borrowed.
+    borrowed = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
+    Path(purelib.strip(), "borrowed.pth").write_text("\n".join(borrowed) + "\n")
+    return folder
+
+
+def install(environment: Path, *what: object, cwd: Path) -> None:
+    python = environment / "bin/python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index",
+        "--no-build-isolation", "--force-reinstall", *what, cwd=cwd)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_wheel_ships_configs_tools_index_and_weights(wheel: Path, source: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder in ("configs", "tools"):
+        wanted = {
+            f"pixeldcl_plugin/.mim/{file.relative_to(source).as_posix()}"
+            for file in (source / folder).rglob("*")
+            if file.is_file()
+        }
+        assert wanted
+        assert {name for name in names if name.startswith(f"pixeldcl_plugin/.mim/{folder}/")} == wanted
+    assert "pixeldcl_plugin/.mim/model-index.yml" in names
+    (weights,) = (name for name in names if name.endswith(".safetensors"))
+    assert weights.startswith(f"pixeldcl_plugin/checkpoints/{MODEL}_")
+    packages = {
+        f.parent.relative_to(source).as_posix() for f in (source / "pixeldcl_plugin").rglob("__init__.py")
+    }
+    assert all(f"{package}/__init__.py" in names for package in packages)
+    assert not any(name.startswith(("tests/", "configs/", "tools/")) for name in names)
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_a_released_model_by_name(wheel: Path, environment: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    install(environment, wheel, cwd=elsewhere)
+    output = run(environment / "bin/python", "-c", CHECK, MODEL, environment, cwd=elsewhere)
+    assert output.endswith("(1, 32, 48)\n")
+
+
+@pytest.mark.slow
+def test_an_editable_install_follows_the_repository(source: Path, environment: Path, tmp_path: Path) -> None:
+    install(environment, "--editable", source, cwd=tmp_path)
+    mim = source / "pixeldcl_plugin/.mim"
+    for name in ("configs", "tools", "model-index.yml"):
+        assert (mim / name).is_symlink()
+        assert (mim / name).resolve() == source / name
+    code = (
+        "import pixeldcl_plugin as p; from pixeldcl_plugin.zoo_index import ZooRoot;"
+        "root = ZooRoot.of_package().folder;"
+        "print(p.list_models(pretrained=True), root, type(p.create_model(%r)).__name__)"
+    )
+    output = run(environment / "bin/python", "-c", code % MODEL, cwd=tmp_path)
+    assert output == f"{[MODEL]} {source} EncoderDecoder\n"
