@@ -10,5 +10,12 @@ model = dict(
     backbone=dict(base_channels=16),
     decode_head=dict(in_channels=16, channels=16, num_classes=81, dropout_ratio=0.0),
 )
-param_scheduler = [dict(type="CosineAnnealingLR", eta_min=1e-5, begin=0, end=2000, by_epoch=False)]
-train_cfg = dict(max_iters=2000, val_interval=500)
+# As in the quick start on the photo mosaic: bfloat16, and a high rate up and down again.
+optim_wrapper = dict(
+    _delete_=True,
+    type="BFloat16OptimWrapper",
+    optimizer=dict(type="AdamW", lr=5e-3, weight_decay=0.01),
+)
+param_scheduler = [dict(type="OneCycleLR", eta_max=5e-3, total_steps=600, by_epoch=False)]
+train_cfg = dict(max_iters=600, val_interval=150)
+default_hooks = dict(checkpoint=dict(interval=150))
