@@ -1,0 +1,98 @@
+"""Segment pictures: ``python tools/infer.py CONFIG CHECKPOINT IMAGES --out DIR [options]``.
+
+IMAGES is a file, a folder (with its subfolders), or a glob in quotes. For each image the folder gets
+NAME_overlay.png, NAME_labels.png (class indices with a palette) and, with --probabilities,
+NAME_probabilities.npz. A broken image is reported, the rest is done, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import pixeldcl_plugin
+from pixeldcl_plugin import cli, console, inference_folder, preflight, runtime
+from pixeldcl_plugin.compat import enable_safe_loading
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description="Segment pictures with a trained model.")
+    parser.add_argument("config", help="config file, or mmseg::PATH for one that mmseg ships")
+    parser.add_argument("checkpoint", help=".pth or .safetensors file")
+    parser.add_argument("images", help="a file, a folder, or a glob in quotes such as 'shots/**/*.jpg'")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="write the probability of every class too, in 255ths: uint8 (classes, H, W) in an .npz file",
+    )
+    parser.add_argument("--batch-size", type=int, default=1, help="images of one size at once")
+    parser.add_argument("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=2**21,
+        help="larger images pass the model in overlapping blocks of this size (default: %(default)s)",
+    )
+    parser.add_argument("--resume", action="store_true", help="leave out images whose results are there")
+    parser.add_argument("--force", action="store_true", help="replace results that are there")
+    return parser.parse_args(argv)
+
+
+def infer(args: argparse.Namespace) -> int:
+    """Segments as the command line says; returns how many images failed."""
+    console.quiet_warnings()
+    enable_safe_loading()
+    if args.resume and args.force:
+        raise cli.UsageError("--resume keeps results and --force replaces them: give one of them")
+    if args.batch_size < 1:
+        raise cli.UsageError(f"--batch-size must be at least 1, got {args.batch_size}")
+    cfg = runtime.load_config(args.config)
+    preflight.check_upsamplers(cfg)
+    preflight.check_weights(cfg, args.checkpoint)
+    root, images = inference_folder.find_images(args.images, args.out)
+    jobs = inference_folder.plan(root, images, args.out, args.probabilities)
+    todo, digest = inference_folder.check_output(
+        jobs, args.out, Path(args.checkpoint).expanduser(), force=args.force, resume=args.resume
+    )
+    if len(todo) < len(jobs):
+        print(f"{len(jobs) - len(todo)} of {len(jobs)} images are done already")
+    try:
+        segmenter = pixeldcl_plugin.Segmenter(cfg, args.checkpoint, args.device, max_pixels=args.max_pixels)
+    except ValueError as error:
+        raise cli.UsageError(str(error)) from error
+    inference_folder.write_record(args.out, args.config, args.checkpoint, digest, segmenter)
+
+    columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=len(todo))
+
+        def report(job: inference_folder.Job, error: str | None) -> None:
+            progress.advance(task)
+            if error is not None:
+                progress.console.print(f"skipped: {error}", markup=False, highlight=False, soft_wrap=True)
+
+        failed = inference_folder.segment(segmenter, todo, args.batch_size, report)
+    print(
+        f"wrote the results of {len(todo) - failed} images to {args.out}"
+        + (f", {failed} failed" * bool(failed))
+    )
+    return failed
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    args = parse_args(argv)
+    with cli.user_errors():
+        failed = infer(args)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
