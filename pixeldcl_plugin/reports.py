@@ -19,6 +19,9 @@ from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
+from .vae import VAE
+from .vae_pictures import plot_reconstructions
+
 __all__ = ["finish_training", "plot_curves", "plot_predictions", "read_scalars"]
 
 # Logged beside the metrics of a validation.
@@ -79,24 +82,28 @@ def plot_curves(work_dir: str | Path, path: str | Path) -> bool:
     train, val = read_scalars(work_dir)
     if not train and not val:
         return False
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    steps = sorted(val)
+    keys = list(dict.fromkeys(key for step in steps for key in _metrics(val[step])))
+    # Others, such as the classes' accuracy, stand in the log; three lines stay readable. Those in percent
+    # share a scale, which decibels and bits do not.
+    percent: list[str] = [key for key in ("mIoU", "aAcc") if key in keys]
+    panels = [percent] if percent else [[key] for key in keys[:3]] or [[]]
+    figure = Figure(figsize=(5 * (1 + len(panels)), 4), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    left, *rights = figure.subplots(1, 1 + len(panels)).flat
     steps = sorted(train)
     left.plot(steps, [train[step]["loss"] for step in steps], marker=".", color="tab:blue")
     left.set(xlabel="iteration", ylabel="training loss")
     if all(record["loss"] >= 0 for record in train.values()):
         left.set_ylim(bottom=0)
-    steps = sorted(val)
-    keys = list(dict.fromkeys(key for step in steps for key in _metrics(val[step])))
-    # Others, such as the classes' accuracy, stand in the log; three lines stay readable.
-    for key in [key for key in ("mIoU", "aAcc") if key in keys] or keys[:3]:
-        points = [(step, val[step][key]) for step in steps if key in val[step]]
-        right.plot(*zip(*points, strict=True), marker=".", label=f"{key} (last {points[-1][1]:.2f})")
-    right.set(xlabel="iteration", ylabel="validation")
-    if keys:
-        right.legend()
-    for axes in (left, right):
+    for axes, panel in zip(rights, panels, strict=True):
+        for key in panel:
+            points = [(step, val[step][key]) for step in sorted(val) if key in val[step]]
+            axes.plot(*zip(*points, strict=True), marker=".", label=f"{key} (last {points[-1][1]:.2f})")
+        axes.set(xlabel="iteration", ylabel="validation")
+        if panel:
+            axes.legend()
+    for axes in (left, *rights):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     return True
@@ -183,7 +190,8 @@ def finish_training(runner: Runner) -> None:
         if runner.val_loop is not None:
             model = runner.model.module if is_model_wrapper(runner.model) else runner.model
             dataset = runner.val_dataloader.dataset
-            if plot_predictions(model, dataset, work_dir / "predictions.png"):
+            plot = plot_reconstructions if isinstance(model, VAE) else plot_predictions
+            if plot(model, dataset, work_dir / "predictions.png"):
                 pictures.append("predictions.png")
     except Exception as error:  # Hours of training do not fail for a picture.
         runner.logger.warning(f"No further pictures: {type(error).__name__}: {error}")

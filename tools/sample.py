@@ -1,0 +1,91 @@
+"""Pictures of VAEs: ``python tools/sample.py CONFIG CHECKPOINT [CONFIG CHECKPOINT ...] --out DIR``.
+
+Writes samples.png (rows of samples a model, the same latents for all: Fig. 9 of the paper),
+reconstructions.png and interpolations.png, the latter two of faces in the first config's test data.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
+from pixeldcl_plugin import cli, console, preflight, runtime, vae_gallery
+from pixeldcl_plugin.compat import enable_safe_loading
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description="Draw samples, reconstructions and interpolations of VAEs.")
+    parser.add_argument(
+        "models", nargs="+", metavar="CONFIG CHECKPOINT", help="config and checkpoint of each model, in turn"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
+    parser.add_argument("--labels", nargs="+", metavar="NAME", help="of the models (default: the upsamplers)")
+    parser.add_argument(
+        "--pictures",
+        nargs="+",
+        choices=vae_gallery.PICTURES,
+        default=vae_gallery.PICTURES,
+        help="what to draw (default: all); samples need no data",
+    )
+    for flag, default, meaning in (
+        ("--columns", 10, "pictures a row"),
+        ("--rows", 2, "rows of samples a model"),
+        ("--pairs", 2, "pairs of faces to interpolate"),
+        ("--seed", 0, "seed of the samples"),
+    ):
+        parser.add_argument(flag, type=int, default=default, help=f"{meaning} (default: {default})")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
+    return parser.parse_args(argv)
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Draws as the command line says."""
+    console.quiet_warnings()
+    enable_safe_loading()
+    if len(args.models) % 2:
+        raise cli.UsageError(f"expected pairs of CONFIG CHECKPOINT, got {len(args.models)} arguments")
+    for name, least in (("columns", 1), ("rows", 1), ("pairs", 1), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise cli.UsageError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    if "interpolations" in args.pictures and args.columns < 2:
+        raise cli.UsageError("an interpolation has at least 2 pictures: --columns 2 or more")
+    preflight.check_output_dir("--out", str(args.out), args.overwrite)
+    cfgs = [runtime.load_config(path) for path in args.models[::2]]
+    for cfg, checkpoint in zip(cfgs, args.models[1::2], strict=True):
+        preflight.check_upsamplers(cfg)
+        preflight.check_weights(cfg, checkpoint)
+    labels = vae_gallery.model_labels(cfgs, args.labels)
+    models = {
+        label: vae_gallery.load_vae(cfg, checkpoint)
+        for label, cfg, checkpoint in zip(labels, cfgs, args.models[1::2], strict=True)
+    }
+    vae_gallery.check_sizes(models, cfgs[0])
+    figures = {}
+    if "samples" in args.pictures:
+        figures["samples"] = vae_gallery.draw_samples(models, args.columns, args.rows, args.seed)
+    if {"reconstructions", "interpolations"} & set(args.pictures):
+        preflight.check_data(cfgs[0], "test")
+        if "reconstructions" in args.pictures:
+            faces = vae_gallery.read_faces(cfgs[0], args.columns)
+            figures["reconstructions"] = vae_gallery.draw_reconstructions(models, faces)
+        if "interpolations" in args.pictures:
+            faces = vae_gallery.read_faces(cfgs[0], 2 * args.pairs)
+            figures["interpolations"] = vae_gallery.draw_interpolations(models, faces, args.columns)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(args.out / f"{name}.png")
+        print(f"wrote {args.out / name}.png")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    args = parse_args(argv)
+    with cli.user_errors():
+        sample(args)
+
+
+if __name__ == "__main__":
+    main()
