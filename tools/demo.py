@@ -1,0 +1,70 @@
+"""Compare two models in the browser: ``python tools/demo.py --models CONFIG CHECKPOINT CONFIG CHECKPOINT``.
+
+The page takes a picture and shows image, both predictions and their difference side by side, with the
+checkerboard scores. It listens on this machine only, unless --host says otherwise, and keeps no upload
+for longer than twenty minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import pixeldcl_plugin
+from pixeldcl_plugin import cli, console, demo, gallery, preflight, runtime
+from pixeldcl_plugin.compat import enable_safe_loading
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description="Compare two models on dropped pictures.")
+    parser.add_argument(
+        "--models", nargs=4, required=True, metavar=("CONFIG", "CHECKPOINT", "CONFIG2", "CHECKPOINT2")
+    )
+    parser.add_argument("--names", nargs=2, metavar="NAME", help="of the models (default: by the configs)")
+    parser.add_argument("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, help="(default: the first free one from 7860)")
+    parser.add_argument("--max-megabytes", type=int, default=10, help="largest upload (default: %(default)s)")
+    parser.add_argument(
+        "--max-pixels", type=int, default=2**21, help="largest picture (default: %(default)s)"
+    )
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serves the page until it is interrupted."""
+    console.quiet_warnings()
+    enable_safe_loading()
+    if args.max_megabytes < 1 or args.max_pixels < 1:
+        raise cli.UsageError("--max-megabytes and --max-pixels must be at least 1")
+    options = demo.launch_options(args.host, args.port, f"{args.max_megabytes}mb")
+    pairs = [tuple(args.models[:2]), tuple(args.models[2:])]
+    segmenters = []
+    for config, checkpoint in pairs:
+        cfg = runtime.load_config(config)
+        preflight.check_upsamplers(cfg)
+        preflight.check_weights(cfg, checkpoint)
+        try:
+            segmenters.append(pixeldcl_plugin.Segmenter(cfg, checkpoint, args.device))
+        except ValueError as error:
+            raise cli.UsageError(str(error)) from error
+    names = args.names or gallery.default_names([config for config, _ in pairs])
+    page = demo.build_page(segmenters, names, args.max_pixels)
+    try:
+        _, url, _ = page.launch(prevent_thread_lock=True, **options)
+    except OSError as error:
+        raise cli.UsageError(f"cannot listen on {args.host}: {error}") from error
+    print(f"open {url} (stop with Ctrl-C)", flush=True)
+    page.block_thread()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    args = parse_args(argv)
+    with cli.user_errors():
+        run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Compare checkpoints in pictures: ``python tools/gallery.py CONFIG CHECKPOINT [...] --out FILE``.
+
+One column an image; below it the ground truth and one row a checkpoint, each with a magnified inset of
+the window in which the models disagree the most. The data are those of the first config.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pixeldcl_plugin
+from pixeldcl_plugin import cli, console, gallery, gallery_figure, preflight, runtime
+from pixeldcl_plugin.compat import enable_safe_loading
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description="Draw the predictions of several checkpoints.")
+    parser.add_argument("models", nargs="+", metavar="CONFIG CHECKPOINT", help="one pair a row")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".png file")
+    parser.add_argument(
+        "--names", nargs="+", metavar="NAME", help="one a checkpoint (default: by the configs)"
+    )
+    parser.add_argument("--split", choices=["val", "test"], default="val", help="(default: %(default)s)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--indices", nargs="+", type=int, metavar="N", help="these images, in this order")
+    which.add_argument(
+        "--seed", type=int, help="images drawn at random (default: those of most disagreement)"
+    )
+    parser.add_argument("--count", type=int, default=4, help="number of images (default: %(default)s)")
+    parser.add_argument(
+        "--pool", type=int, default=100, help="look for disagreement in so many images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--inset",
+        type=float,
+        default=0.25,
+        metavar="SHARE",
+        help="side of the magnified window as a share of the image's, 0 for none (default: %(default)s)",
+    )
+    parser.add_argument("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
+    parser.add_argument("--force", action="store_true", help="overwrite the file if it exists")
+    return parser.parse_args(argv)
+
+
+def check(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Checks the command line; returns the pairs of config and checkpoint."""
+    if len(args.models) % 2:
+        raise cli.UsageError(f"models come in pairs CONFIG CHECKPOINT, got {len(args.models)} arguments")
+    pairs = list(zip(args.models[::2], args.models[1::2], strict=True))
+    if args.names is not None and len(args.names) != len(pairs):
+        raise cli.UsageError(f"--names: {len(args.names)} names for {len(pairs)} checkpoints")
+    if args.count < 1 or args.pool < 1:
+        raise cli.UsageError(f"--count and --pool must be at least 1, got {args.count} and {args.pool}")
+    if not 0 <= args.inset <= 1:
+        raise cli.UsageError(f"--inset must be within 0 and 1, got {args.inset:g}")
+    if args.seed is not None and args.seed < 0:
+        raise cli.UsageError(f"--seed must not be negative, got {args.seed}")
+    if args.out.suffix.lower() != ".png":
+        raise cli.UsageError(f"--out {str(args.out)!r} does not end in .png")
+    if not args.out.parent.is_dir():
+        raise cli.UsageError(f"--out {str(args.out)!r}: there is no folder {str(args.out.parent)!r}")
+    if args.out.exists() and not args.force:
+        raise cli.UsageError(
+            f"--out {str(args.out)!r} exists: choose another file or overwrite it with --force"
+        )
+    return pairs
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draws as the command line says."""
+    console.quiet_warnings()
+    enable_safe_loading()
+    pairs = check(args)
+    configs = [runtime.load_config(config) for config, _ in pairs]
+    preflight.check_data(configs[0], args.split)
+    for cfg, (_, checkpoint) in zip(configs, pairs, strict=True):
+        preflight.check_upsamplers(cfg)
+        preflight.check_weights(cfg, checkpoint)
+    try:
+        segmenters = [
+            pixeldcl_plugin.Segmenter(cfg, checkpoint, args.device)
+            for cfg, (_, checkpoint) in zip(configs, pairs, strict=True)
+        ]
+    except ValueError as error:
+        raise cli.UsageError(str(error)) from error
+    for segmenter, (config, _) in zip(segmenters, pairs, strict=True):
+        if segmenter.classes != segmenters[0].classes:
+            raise cli.UsageError(
+                f"{config!r} has other classes than {pairs[0][0]!r}: they cannot be compared"
+            )
+
+    def report(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done}/{total} images", end="\n" * (done == total), file=sys.stderr, flush=True)
+
+    columns = gallery.choose(
+        gallery.Samples(configs[0], args.split),
+        segmenters,
+        indices=args.indices,
+        count=args.count,
+        seed=args.seed,
+        pool=args.pool,
+        report=report,
+    )
+    names = args.names or gallery.default_names([config for config, _ in pairs])
+    classes, palette = segmenters[0].classes, segmenters[0].palette
+    gallery_figure.draw(columns, names, classes, palette, inset=args.inset).savefig(args.out)
+    print(f"wrote {args.out}: images {' '.join(str(column.index) for column in columns)} of {args.split}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    args = parse_args(argv)
+    with cli.user_errors():
+        run(args)
+
+
+if __name__ == "__main__":
+    main()
