@@ -94,7 +94,7 @@ def load_segmentor(cfg: Config, checkpoint: str) -> EncoderDecoder:
     forget_pretraining(cfg.model)
     segmentor = MODELS.build(cfg.model)
     if not isinstance(segmentor, EncoderDecoder):
-        raise UsageError(f"config: only EncoderDecoder models are exported, got {type(segmentor).__name__}")
+        raise UsageError(f"config: only EncoderDecoder models are supported, got {type(segmentor).__name__}")
     try:
         segmentor.load_state_dict(state)
     except RuntimeError as error:

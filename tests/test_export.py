@@ -305,7 +305,7 @@ def test_load_segmentor_refuses_other_weights(segmentor: EncoderDecoder, tmp_pat
 def test_load_segmentor_refuses_other_models(tmp_path: Path) -> None:
     init_default_scope("mmseg")
     cfg = Config(dict(model=dict(type="SegDataPreProcessor")))
-    with pytest.raises(UsageError, match="only EncoderDecoder models are exported, got SegDataPreProcessor"):
+    with pytest.raises(UsageError, match="only EncoderDecoder models are supported, got SegDataPreProcessor"):
         export.load_segmentor(cfg, save(tmp_path / "weights.pth", {}))
 
 
