@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from .cli import UsageError
-from .compat import CheckpointError, load_checkpoint
 from .runtime import forget_pretraining
+from .zoo_weights import load_state, read_state
 
 __all__ = [
     "FORMATS",
@@ -87,20 +87,12 @@ def load_segmentor(cfg: Config, checkpoint: str) -> EncoderDecoder:
         CheckpointError: If the file cannot be read safely, or its weights are not those of the model.
     """
     init_default_scope(cfg.get("default_scope", "mmseg"))
-    loaded = load_checkpoint(checkpoint)
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict):
-        raise CheckpointError(f"checkpoint {checkpoint!r} holds no state dict")
+    state = read_state(checkpoint)
     forget_pretraining(cfg.model)
     segmentor = MODELS.build(cfg.model)
     if not isinstance(segmentor, EncoderDecoder):
         raise UsageError(f"config: only EncoderDecoder models are supported, got {type(segmentor).__name__}")
-    try:
-        segmentor.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        shortened = reason if len(reason) < 400 else f"{reason[:400]}..."
-        raise CheckpointError(f"checkpoint {checkpoint!r} does not fit the config: {shortened}") from error
+    load_state(segmentor, state)
     return revert_sync_batchnorm(segmentor).eval()
 
 
