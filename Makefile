@@ -25,7 +25,7 @@ train: setup
 	$(BIN)/python tools/train.py $(CONFIG) $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

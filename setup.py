@@ -102,6 +102,7 @@ setup(
             "pre-commit>=3.7",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.5",
             "ruff>=0.6",
             "selenium>=4.20",  # with Debian's chromium and chromium-driver: the test of the demo
         ],

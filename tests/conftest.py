@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# Before torch starts its threads. Several test processes share the cores, and threads that wait for one
+# another on busy cores take ten times as long as a single one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import subprocess
 import sys
 from collections.abc import Callable
