@@ -260,7 +260,7 @@ def test_a_killed_study_goes_on_where_it_was(raw: dict[str, Any], tmp_path: Path
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     out = tmp_path / "out" / "tiny.csv"
     deadline = time.monotonic() + 200
-    # Killed with one run finished and the other under way, as the end of a session would kill it.
+    # Killed with one run finished and the other under way, as a machine that is switched off would kill it.
     second = work / "pixeldcl_seed0"
     while not (out.is_file() and any(second.glob("iter_*.pth"))) and time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
