@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
 from .cli import UsageError
+from .console import quiet_logger
 from .gallery import default_names
 from .preflight import check_upsamplers, check_weights
 from .runtime import load_config
@@ -55,11 +55,8 @@ def load_model(config: str, checkpoint: str | None, seed: int = 0) -> Segmenter:
     torch.manual_seed(seed)
     init_default_scope(cfg.get("default_scope", "mmseg"))
     model = MODELS.build(cfg.model)
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel("WARNING")  # it has a line for each parameter
-    model.init_weights()
-    logger.setLevel(level)
+    with quiet_logger():
+        model.init_weights()
     # The segmenter takes weights only from a file, with all its checks.
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "untrained.pth")

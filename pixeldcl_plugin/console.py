@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-__all__ = ["QuietRunner", "quiet_warnings"]
+__all__ = ["QuietRunner", "quiet_logger", "quiet_warnings"]
 
 # Pages that stand in the log file for when something must be looked up, and deprecations between
 # MMEngine's own parts.
@@ -57,3 +59,15 @@ def quiet_warnings() -> None:
     """Hides warnings of the frameworks about which a user of the commands can do nothing."""
     for message in _HIDDEN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+
+
+@contextlib.contextmanager
+def quiet_logger() -> Iterator[None]:
+    """Keeps MMEngine's logger to warnings; initialising a model has lines for every parameter."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel("WARNING")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

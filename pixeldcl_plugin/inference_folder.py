@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 from collections import Counter
@@ -17,6 +16,7 @@ from PIL import Image
 from .cli import UsageError
 from .pictures import image_size, overlay, read_image, save_index_png
 from .segmenter import Maps, Prediction, Segmenter
+from .zoo_download import file_sha256
 
 __all__ = ["RECORD", "SUFFIXES", "Job", "check_output", "find_images", "plan", "segment", "write_record"]
 
@@ -134,7 +134,7 @@ def check_output(
         UsageError: If results are there and neither ``force`` nor ``resume`` is set, the folder holds
             results of other weights, or it cannot be made.
     """
-    digest = _sha256(checkpoint)
+    digest = file_sha256(checkpoint)
     existing = [file for job in jobs for file in job.outputs if file.exists()]
     if existing and not (force or resume):
         raise UsageError(
@@ -160,14 +160,6 @@ def check_output(
     except OSError as error:
         raise UsageError(f"--out {str(out)!r} cannot be made: {error}") from error
     return [job for job in jobs if not (resume and job.done)], digest
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while piece := stream.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def write_record(out: Path, config: str, checkpoint: str, digest: str, segmenter: Segmenter) -> None:

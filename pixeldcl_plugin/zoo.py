@@ -6,23 +6,22 @@ A model's name is the stem of its config. Several releases of one are told apart
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from mmseg.registry import DATASETS
 from torch import nn
 
 from .cli import UsageError
+from .console import quiet_logger
 from .runtime import forget_pretraining, leaf_datasets, load_config
 from .zoo_download import fetch
 from .zoo_index import Release, ZooRoot, load_releases
@@ -192,21 +191,10 @@ def build_model(cfg: Config) -> BaseModel:
         init_default_scope(scope)  # For what is built later, such as mmseg's inference pipeline.
     with DefaultScope.overwrite_default_scope(scope):
         model = MODELS.build(cfg.model)
-        with _quiet_logger():  # MMEngine prints three lines for every parameter.
+        with quiet_logger():  # MMEngine prints three lines for every parameter.
             model.init_weights()
     model.cfg = cfg
     return model.eval()
-
-
-@contextlib.contextmanager
-def _quiet_logger() -> Iterator[None]:
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel("WARNING")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def class_count(cfg: Config) -> int | None:
