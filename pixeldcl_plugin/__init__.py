@@ -5,6 +5,7 @@ from . import compat
 compat.setup()  # before anything below reads a config or imports mmseg
 
 from . import (  # noqa: E402
+    backbones,
     datasets,
     decode_heads,
     functional,
@@ -28,6 +29,7 @@ __all__ = [
     "PixelDCL",
     "Segmenter",
     "__version__",
+    "backbones",
     "create_model",
     "datasets",
     "decode_heads",

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
 from mmseg.models.backbones.unet import BasicConvBlock
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
@@ -37,6 +38,9 @@ class UNetHead(BaseDecodeHead):
         num_convs: 3x3 convolutions after the upsampler of every stage.
         with_cp: Recompute the stages' activations in the backward pass instead of keeping them.
         norm_cfg: mmcv norm config; None for none.
+        skip_norm_cfg: mmcv norm config for the skips, before they are joined; None for none. Needed with
+            encoders whose features leave a linear layer: those of EfficientNet and MobileNet have standard
+            deviations of 6 to 8, ten times that of the upsampled map beside them, whose classes they drown.
         **kwargs: The other arguments of mmseg's decode heads, such as ``num_classes``. ``channels`` and
             ``input_transform`` follow from the above.
 
@@ -60,6 +64,7 @@ class UNetHead(BaseDecodeHead):
         num_convs: int = 2,
         with_cp: bool = False,
         norm_cfg: dict[str, Any] | None = dict(type="BN"),  # noqa: B006
+        skip_norm_cfg: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         _check_lists(in_channels, in_index, decoder_channels)
@@ -84,6 +89,7 @@ class UNetHead(BaseDecodeHead):
                     upsample_cfg,
                     num_convs=num_convs,
                     with_cp=with_cp,
+                    skip_norm_cfg=skip_norm_cfg,
                     conv_cfg=self.conv_cfg,
                     norm_cfg=self.norm_cfg,
                     act_cfg=self.act_cfg,
@@ -112,6 +118,7 @@ class _Stage(nn.Module):
         *,
         num_convs: int,
         with_cp: bool,
+        skip_norm_cfg: dict[str, Any] | None,
         conv_cfg: dict[str, Any] | None,
         norm_cfg: dict[str, Any] | None,
         act_cfg: dict[str, Any] | None,
@@ -126,6 +133,8 @@ class _Stage(nn.Module):
             norm_cfg=norm_cfg,
             act_cfg=act_cfg,
         )
+        norm = skip_norm_cfg if skip_channels else None
+        self.skip_norm = build_norm_layer(norm, skip_channels)[1] if norm else nn.Identity()
         # The block's own with_cp would count every batch twice in the running statistics.
         self.convs = BasicConvBlock(
             out_channels + skip_channels,
@@ -139,7 +148,7 @@ class _Stage(nn.Module):
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
         x = self.upsample(x)
         if skip is not None:
-            x = torch.cat([skip, _fit(x, skip.shape[2:])], dim=1)
+            x = torch.cat([self.skip_norm(skip), _fit(x, skip.shape[2:])], dim=1)
         if self.with_cp and x.requires_grad:
             return checkpoint(
                 self.convs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -188,6 +189,18 @@ def test_deterministic_training_only_warns_on_a_gpu(
         assert torch.is_deterministic_algorithms_warn_only_enabled() is deterministic
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_config_chooses_the_memory_format(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = SimpleNamespace(model=torch.nn.Conv2d(8, 8, 3))
+    monkeypatch.setattr(runtime.QuietRunner, "from_cfg", lambda cfg: runner)
+    runtime.build_runner(Config(dict(channels_last=channels_last)))
+    weight = runner.model.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) is channels_last
+    assert (
+        runner.model(torch.rand(1, 8, 6, 5)).is_contiguous(memory_format=torch.channels_last) is channels_last
+    )
 
 
 def test_training_hooks_are_added_once() -> None:

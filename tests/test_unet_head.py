@@ -255,3 +255,19 @@ def test_base_config() -> None:
     assert inputs.unique().tolist() == [-1, 0, 1]  # as the weights want them; 0 is the padding
     assert inputs.shape == (1, 3, 96, 96)
     assert model(inputs).shape == (1, 21, 96, 96)
+
+
+def test_skip_norm_makes_the_scale_of_the_encoder_irrelevant() -> None:
+    head = build(skip_norm_cfg=dict(type="BN", eps=1e-12), dropout_ratio=0).train()
+    inputs = features((16, 24), (8, 12), (4, 6))
+    scaled = [10 * inputs[0], 0.1 * inputs[1], inputs[2]]
+    torch.testing.assert_close(head(scaled), head(inputs), rtol=1e-3, atol=1e-4)
+    plain = build(dropout_ratio=0).train()
+    assert (plain(scaled) - plain(inputs)).abs().max() > 0.1
+
+
+def test_skip_norm_is_asked_for_and_only_where_there_is_a_skip() -> None:
+    assert not [name for name, _ in build().named_parameters() if "skip_norm" in name]
+    head = build(decoder_channels=[6, 5, 4], skip_norm_cfg=dict(type="BN"))
+    names = [name for name, _ in head.named_parameters() if "skip_norm" in name]
+    assert [name.split(".")[1] for name in names] == ["0", "0", "1", "1"]

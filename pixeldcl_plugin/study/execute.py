@@ -92,7 +92,7 @@ def fingerprint(cfg: Config) -> str:
     Folders of the data are left out: the same data may lie elsewhere.
     """
     keys = ("model", "train_dataloader", "val_dataloader", "optim_wrapper", "param_scheduler", "train_cfg")
-    parts = {key: cfg.get(key) for key in (*keys, "randomness", "val_evaluator")}
+    parts = {key: cfg.get(key) for key in (*keys, "channels_last", "randomness", "val_evaluator")}
     text = json.dumps(_without(parts, "data_root"), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
