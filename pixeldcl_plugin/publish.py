@@ -30,6 +30,7 @@ from .zoo_weights import load_state, read_state
 __all__ = [
     "MAX_SHIPPED",
     "Facts",
+    "half_kernels",
     "outputs",
     "parse_metrics",
     "publish",
@@ -120,12 +121,32 @@ def outputs(model: nn.Module, size: tuple[int, int]) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)]
 
 
+def half_kernels(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Round floating-point tensors of two dimensions and more to float16.
+
+    Vectors, such as biases and the statistics of norms, stay as they are: they are small, and variances may
+    leave float16's range. A model loads the file as any other, in its own precision.
+
+    Raises:
+        CheckpointError: If a weight is too large for float16.
+    """
+    rounded = {
+        name: tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+        for name, tensor in state.items()
+    }
+    for name, tensor in rounded.items():
+        if state[name].isfinite().all() and not tensor.isfinite().all():
+            raise CheckpointError(f"{name} has weights of more than 65504: it cannot be released in float16")
+    return rounded
+
+
 def publish(
     checkpoint: str,
     config: str,
     facts: Facts,
     *,
     ema: bool | None = None,
+    half: bool = False,
     root: ZooRoot | None = None,
     size: tuple[int, int] | None = None,
 ) -> tuple[Release, Path]:
@@ -139,6 +160,8 @@ def publish(
         config: The config's file, in ``configs/<folder>/`` of the root or the package.
         facts: What goes into the record besides.
         ema: See :func:`released_state`.
+        half: Release kernels in float16, see :func:`half_kernels`: a file of half the size, whose scores are
+            to be measured on the file.
         root: Where to publish; None for the checkout.
         size: Height and width of the image to compare with; None for the config's ``crop_size``, else 64, 64.
 
@@ -156,6 +179,7 @@ def publish(
     relative = _relative_config(Path(config), root)
     loaded = load_checkpoint(checkpoint)
     state = released_state(loaded, checkpoint, ema)
+    state = half_kernels(state) if half else state
     meta = loaded.get("meta") if isinstance(loaded, Mapping) else None
     meta = meta if isinstance(meta, Mapping) else {}
     command = training_command(meta, cfg, relative, facts.command)

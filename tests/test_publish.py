@@ -144,6 +144,29 @@ def test_releases_are_appended(root: ZooRoot) -> None:
     assert index == {"Import": ["configs/tiny/metafile.yaml"]}
 
 
+def test_half_the_size_and_the_same_model(root: ZooRoot) -> None:
+    model = tiny_model(root)
+    state = model.state_dict()
+    variance = "decode_head.convs.0.bn.running_var"
+    state[variance].fill_(1e6)  # more than float16 holds
+    checkpoint = save_checkpoint(root, root.folder / "run.pth", model, state_dict=state)
+    _, file = publish.publish(str(checkpoint), str(config_file(root)), FACTS, half=True, root=root)
+    written = load_file(file)
+    assert torch.equal(written[variance], state[variance])
+    for name, tensor in state.items():
+        assert written[name].dtype == (torch.float16 if tensor.ndim > 1 else tensor.dtype)
+        torch.testing.assert_close(written[name].to(tensor.dtype), tensor, rtol=1e-3, atol=1e-6)
+    loaded = tiny_model(root, seed=1)
+    zoo.load_weights(loaded, str(file))
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    torch.testing.assert_close(loaded.state_dict(), state, rtol=1e-3, atol=1e-6)
+
+    state["decode_head.conv_seg.weight"][0] = 1e6
+    checkpoint = save_checkpoint(root, root.folder / "run2.pth", model, state_dict=state)
+    with pytest.raises(CheckpointError, match=r"conv_seg\.weight has weights of more than 65504"):
+        publish.publish(str(checkpoint), str(config_file(root)), FACTS, half=True, root=root)
+
+
 def test_tensors_that_share_memory_are_published(root: ZooRoot) -> None:
     model = tiny_model(root)
     state = model.state_dict()

@@ -38,6 +38,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help="publish the averaged weights of a run with EMAHook, or its last ones",
     )
+    parser.add_argument("--half", action="store_true", help="kernels in float16: half the size")
     parser.add_argument(
         "--command", help="how it was trained (default: tools/train.py, if that config and seed say it all)"
     )
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
         args.config,
         facts,
         ema=args.ema,
+        half=args.half,
         root=zoo_index.ZooRoot.at(args.out) if args.out else None,
         size=tuple(args.shape) if args.shape else None,
     )
