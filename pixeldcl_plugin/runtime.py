@@ -82,6 +82,9 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         cfg.merge_from_dict(dict(options or {}))
     except (KeyError, TypeError, IndexError) as error:
         raise UsageError(f"--cfg-options do not fit config {path!r}: {error}") from error
+    for loader in (cfg.get(f"{stage}_dataloader") for stage in ("train", "val", "test")):
+        if isinstance(loader, Mapping) and loader.get("num_workers") == 0:
+            loader["persistent_workers"] = False  # there are none to keep, and torch refuses
     return cfg
 
 

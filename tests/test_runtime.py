@@ -23,6 +23,14 @@ def test_load_config_applies_options(tiny_config: Path) -> None:
     assert cfg.randomness.seed == 3
 
 
+def test_loading_in_the_process_itself_keeps_no_workers(tiny_config: Path) -> None:
+    options = {"train_dataloader.persistent_workers": True, "val_dataloader.persistent_workers": True}
+    workers = {"train_dataloader.num_workers": 0, "val_dataloader.num_workers": 2}
+    cfg = runtime.load_config(str(tiny_config), options | workers)
+    assert cfg.train_dataloader.persistent_workers is False
+    assert cfg.val_dataloader.persistent_workers is True
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
