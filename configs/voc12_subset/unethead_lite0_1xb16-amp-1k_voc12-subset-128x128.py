@@ -17,10 +17,9 @@ model = dict(
 )
 train_dataloader = dict(batch_size=16)
 channels_last = True
-optim_wrapper = dict(type="BFloat16OptimWrapper", optimizer=dict(lr=8e-3))
+optim_wrapper = dict(type="BFloat16OptimWrapper", optimizer=dict(lr=2e-3))
 param_scheduler = [
-    dict(type="CosineAnnealingLR", eta_min=1e-5, begin=100, end=2000, by_epoch=False),
+    dict(type="CosineAnnealingLR", eta_min=1e-5, begin=100, end=1000, by_epoch=False),
     dict(type="LinearLR", start_factor=0.04, begin=0, end=100, by_epoch=False),
 ]
-train_cfg = dict(max_iters=2000, val_interval=500)
 default_hooks = dict(checkpoint=dict(interval=500))
