@@ -39,8 +39,8 @@ class UNetHead(BaseDecodeHead):
         with_cp: Recompute the stages' activations in the backward pass instead of keeping them.
         norm_cfg: mmcv norm config; None for none.
         skip_norm_cfg: mmcv norm config for the skips, before they are joined; None for none. Needed with
-            encoders whose features leave a linear layer: those of EfficientNet and MobileNet have standard
-            deviations of 6 to 8, ten times that of the upsampled map beside them, whose classes they drown.
+            encoders whose features leave a linear layer, such as EfficientNet's: they are several times as
+            large as the normalised map beside them, whose classes they drown.
         **kwargs: The other arguments of mmseg's decode heads, such as ``num_classes``. ``channels`` and
             ``input_transform`` follow from the above.
 

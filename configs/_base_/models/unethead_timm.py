@@ -30,7 +30,7 @@ model = dict(
         decoder_channels=[256, 128, 64, 32, 16],
         upsample_cfg=dict(type="InterpConv"),
         num_convs=2,
-        # Features of lite0 leave a linear layer, with standard deviations of 3 to 8.
+        # Features of lite0 leave a linear layer and are large.
         skip_norm_cfg=norm_cfg,
         # mmseg's 0.01 is meant for hundreds of channels: from 16 or 32, a short schedule is over before the
         # weights have grown, and small classes are never predicted.
