@@ -83,7 +83,7 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     except (KeyError, TypeError, IndexError) as error:
         raise UsageError(f"--cfg-options do not fit config {path!r}: {error}") from error
     for loader in (cfg.get(f"{stage}_dataloader") for stage in ("train", "val", "test")):
-        if isinstance(loader, Mapping) and loader.get("num_workers") == 0 and "persistent_workers" in loader:
+        if isinstance(loader, dict) and loader.get("num_workers") == 0 and "persistent_workers" in loader:
             loader["persistent_workers"] = False  # there are none to keep, and torch refuses
     return cfg
 
