@@ -23,6 +23,8 @@ from pixeldcl_plugin.cli import UsageError
 from pixeldcl_plugin.study import (
     ResultFile,
     Run,
+    Selection,
+    Study,
     choose_learning_rates,
     find_run,
     load_study,
@@ -33,8 +35,8 @@ from pixeldcl_plugin.study import (
     summarise,
     write_summary,
 )
-from pixeldcl_plugin.study.execute import fingerprint, held_out_indices
-from pixeldcl_plugin.study.tables import markdown_table, paired_interval
+from pixeldcl_plugin.study.execute import fingerprint, held_out_indices, validation_history
+from pixeldcl_plugin.study.tables import last_change, markdown_table, paired_interval
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,6 +93,8 @@ def test_runs_take_one_seed_of_every_arm_in_turn(raw: dict[str, Any], tmp_path: 
         (lambda raw: raw["arms"]["pixeldcl"].update(learning_rate_of="x"), "learning_rate_of 'x'"),
         (lambda raw: raw.update(learning_rate={"grid": ["1e-3"]}), "such as 1.0e-3"),
         (lambda raw: raw.update(learning_rate={"grid": [0.1], "held_out": 1.5}), "1.5"),
+        (lambda raw: raw.update(learning_rate={"grid": [0.1], "widen": 1}), "a grid of two rates"),
+        (lambda raw: raw.update(learning_rate={"grid": [0.1, 0.2], "widen": -1}), "at least 0"),
         (lambda raw: raw.pop("config"), "names a config"),
     ],
 )
@@ -168,6 +172,62 @@ def test_held_out_blocks(count: int, fraction: float) -> None:
         assert np.count_nonzero(np.diff(chosen) > 1) < 20  # blocks, not single images
 
 
+@pytest.mark.parametrize(
+    ("scores", "beyond"),
+    [
+        ({1e-3: 5.0, 2e-3: 6.0}, None),  # the grid comes first
+        ({1e-3: 5.0, 2e-3: 6.0, 4e-3: 4.0}, None),
+        ({1e-3: 5.0, 2e-3: 6.0, 4e-3: 7.0}, 8e-3),
+        ({1e-3: 5.0, 2e-3: 6.0, 4e-3: 7.0, 8e-3: 6.9}, None),
+        ({1e-3: 5.0, 2e-3: 6.0, 4e-3: 7.0, 8e-3: 7.1}, 1.6e-2),
+        ({1e-3: 5.0, 2e-3: 6.0, 4e-3: 7.0, 8e-3: 7.1, 1.6e-2: 7.2}, None),  # two were added
+        ({1e-3: 5.0, 2e-3: 5.0, 4e-3: 4.0}, 5e-4),  # of equals the smaller
+        ({5e-4: 1.0, 1e-3: 5.0, 2e-3: 5.0, 4e-3: 4.0}, None),
+    ],
+)
+def test_the_grid_widens_where_its_end_is_best(scores: dict[float, float], beyond: float | None) -> None:
+    grid = (1e-3, 2e-3, 4e-3)
+    assert Selection(grid, widen=2).rates(scores) == [*grid, *([] if beyond is None else [beyond])]
+    assert Selection(grid).rates(scores) == list(grid)
+
+
+def test_a_widened_rate_is_run_before_the_arm_is_compared(raw: dict[str, Any], tmp_path: Path) -> None:
+    raw["learning_rate"] = {"grid": [1.0e-3, 2.0e-3], "widen": 1, "held_out": 0.5}
+    study = load_study(_write(raw, tmp_path))
+    results = results_of(study)
+    for run in runs_left(study, ["pixeldcl"]):
+        results.add(_selected(study, run, 1e3 * run.lr))
+    (further,) = runs_left(study, ["pixeldcl"])
+    assert further.key == "select_pixeldcl_lr0.004_seed0"
+    assert find_run(study, further.key) == further
+    results.add(_selected(study, further, 9.0))
+    # Nothing beyond: one rate was allowed.
+    assert {run.lr for run in runs_left(study, ["pixeldcl"])} == {0.004}
+
+
+def _selected(study: Study, run: Run, score: float) -> dict[str, Any]:
+    made_by = fingerprint(run_config(study, run))
+    return _row(run.arm.name, run.seed, score, stage="select", learning_rate=run.lr, fingerprint=made_by)
+
+
+def test_a_history_is_read_over_all_starts_of_a_run(tmp_path: Path) -> None:
+    logs = {"a": [(10, 1.0), (20, 2.0)], "b": [(20, 2.5), (30, 3.0)]}
+    for start, entries in logs.items():
+        log = tmp_path / start / "vis_data/scalars.json"
+        log.parent.mkdir(parents=True)
+        lines = [json.dumps({"loss": 1.0, "step": 5})]
+        lines += [json.dumps({"mIoU": score, "step": step}) for step, score in entries]
+        log.write_text("\n".join([*lines, '{"mIoU": 7']))
+    assert validation_history(tmp_path) == {10: 1.0, 20: 2.5, 30: 3.0}
+
+
+@pytest.mark.parametrize(
+    ("history", "change"), [("", None), ("5:1.0", None), ("5:1.00 10:3.50", 2.5), ("5:9 10:4 15:3", -1)]
+)
+def test_last_change(history: str, change: float | None) -> None:
+    assert last_change(history) == change
+
+
 def test_a_row_of_another_configuration_is_refused(raw: dict[str, Any], tmp_path: Path) -> None:
     study = load_study(_write(raw, tmp_path))
     results = results_of(study)
@@ -209,6 +269,8 @@ def test_summary_pairs_equal_seeds_only(raw: dict[str, Any], tmp_path: Path) -> 
     table = markdown_table(study, [deconv, pixeldcl])
     assert "+1.50 [-4.85, +7.85]" in table
     assert "| 2.00 |" in table  # parameters in millions
+    flattened = summarise(study, [{**row, "history": "1:3.00 2:4.25"} for row in rows])
+    assert "+1.25 [+1.25, +1.25]" in markdown_table(study, flattened)
     study.out.mkdir()
     written = write_summary(study, rows)
     assert [path.suffix for path in written] == [".md", ".png"]

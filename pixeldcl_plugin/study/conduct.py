@@ -10,7 +10,7 @@ from ..cli import UsageError, notify
 from .execute import fingerprint, run_config
 from .plan import Run, Study
 from .pool import run_all
-from .tables import ResultFile, choose_learning_rates
+from .tables import ResultFile, choose_learning_rates, selection_scores
 
 
 def results_of(study: Study) -> ResultFile:
@@ -24,7 +24,8 @@ def find_run(study: Study, key: str) -> Run:
     Raises:
         UsageError: If the study has no such run (yet).
     """
-    known = study.selection_runs() + _compared_runs(study, results_of(study))
+    results = results_of(study)
+    known = study.selection_runs(selection_scores(results.rows)) + _compared_runs(study, results)
     for run in known:
         if run.key == key:
             return run
@@ -47,7 +48,8 @@ def runs_left(study: Study, arms: Iterable[str] | None = None) -> list[Run]:
         raise UsageError(f"no arms {sorted(wanted - names)} in study {study.name}: it has {sorted(names)}")
     choosers = {study.arm(name).learning_rate_of for name in wanted}
     results = results_of(study)
-    selection = [run for run in study.selection_runs() if run.arm.name in choosers]
+    asked = study.selection_runs(selection_scores(results.rows))
+    selection = [run for run in asked if run.arm.name in choosers]
     return _left(study, results, selection) or _left(
         study, results, [run for run in _compared_runs(study, results) if run.arm.name in wanted]
     )

@@ -160,6 +160,7 @@ def execute(study: Study, run: Run, work_dir: str | Path) -> dict[str, Any]:
         "train_ms": 1e3 * float(np.median(timer.seconds)) if timer.seconds else float("nan"),
         **_cost(runner),
         "iterations": runner.max_iters,
+        "history": " ".join(f"{step}:{score:.2f}" for step, score in validation_history(folder).items()),
         "fingerprint": identity,
         "config": run.arm.config,
         "options": json.dumps(dict(run.arm.options), sort_keys=True),
@@ -173,6 +174,27 @@ def execute(study: Study, run: Run, work_dir: str | Path) -> dict[str, Any]:
     partial.write_text(json.dumps(row, indent=1))
     partial.replace(folder / RESULT)
     return row
+
+
+def validation_history(work_dir: str | Path, metric: str = "mIoU") -> dict[int, float]:
+    """Read the validations that were logged in a work dir, by every start of a run that was resumed.
+
+    Args:
+        work_dir: Folder with mmengine's ``<time>/vis_data/scalars.json``.
+        metric: Name of the score.
+
+    Returns:
+        The score at each iteration that was validated, in order of the iterations.
+    """
+    found: dict[int, float] = {}
+    for log in sorted(Path(work_dir).glob("*/vis_data/scalars.json")):
+        for line in log.read_text().splitlines():
+            # A killed process may have left half a line.
+            with contextlib.suppress(json.JSONDecodeError):
+                entry = json.loads(line)
+                if metric in entry:
+                    found[int(entry["step"])] = float(entry[metric])
+    return dict(sorted(found.items()))
 
 
 def versions() -> str:

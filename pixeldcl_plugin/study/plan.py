@@ -17,12 +17,37 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Selection:
-    """How an arm's learning rate is chosen: the best of a grid on a held-out part of the training set."""
+    """How an arm's learning rate is chosen: the best of a grid on a held-out part of the training set.
+
+    An arm whose best rate is an end of the grid goes on beyond that end, by the grid's last step, until the
+    rate beyond is worse or ``widen`` rates were added there.
+    """
 
     grid: tuple[float, ...]
+    widen: int = 0
     held_out: float = 0.2
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def rates(self, scores: Mapping[float, float]) -> list[float]:
+        """Return the rates to try: the grid, and what is beyond the end that the scores point to.
+
+        Args:
+            scores: The score by rate of what was tried already.
+        """
+        if not all(lr in scores for lr in self.grid):
+            return list(self.grid)
+        ordered = sorted(self.grid)
+        tried = sorted(scores)
+        best = max(tried, key=lambda lr: (scores[lr], -lr))
+        if best == tried[-1] and sum(lr > ordered[-1] for lr in tried) < self.widen:
+            beyond = best * (ordered[-1] / ordered[-2])
+        elif best == tried[0] and sum(lr < ordered[0] for lr in tried) < self.widen:
+            beyond = best * (ordered[0] / ordered[1])
+        else:
+            return list(self.grid)
+        # Rounded, as the result file rounds: a rate is found again by its value.
+        return [*self.grid, float(f"{beyond:.6g}")]
 
 
 @dataclass(frozen=True)
@@ -69,15 +94,20 @@ class Study:
         """Return the arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
 
-    def selection_runs(self) -> list[Run]:
-        """Return the runs that choose learning rates; none without a selection."""
+    def selection_runs(self, scores: Mapping[str, Mapping[float, float]] | None = None) -> list[Run]:
+        """Return the runs that choose learning rates; none without a selection.
+
+        Args:
+            scores: The score by rate, by arm, of the selection runs that are done; they may widen the grid.
+        """
         if self.selection is None:
             return []
+        known = scores or {}
         choosers = [arm for arm in self.arms if arm.learning_rate_of == arm.name]
         return [
             Run(arm, self.selection.seed, lr, selecting=True)
             for arm in choosers
-            for lr in self.selection.grid
+            for lr in self.selection.rates(known.get(arm.name, {}))
         ]
 
     def runs(self, rates: Mapping[str, float] | None = None) -> list[Run]:
@@ -104,9 +134,9 @@ def load_study(path: str | Path) -> Study:
     The file holds ``name``, ``config``, ``seeds``, ``reference`` (the arm that others are compared to) and
     ``arms``: by name, each with ``upsampler`` (what stands at the key ``upsampler_key``) or ``options``
     (dotted keys as in --cfg-options), and if they differ from the study's, ``config`` and ``seeds``.
-    ``options`` at the top apply to all. ``learning_rate`` (``grid``, ``held_out``, ``seed``, ``options``)
-    asks for a selection; an arm with ``learning_rate_of`` takes another's. ``out`` is the folder of
-    the results.
+    ``options`` at the top apply to all. ``learning_rate`` (``grid``, ``widen``, ``held_out``, ``seed``,
+    ``options``) asks for a selection; an arm with ``learning_rate_of`` takes another's. ``out`` is the
+    folder of the results.
 
     Raises:
         UsageError: If the file is missing, is no YAML, or does not say the above; the message names the key.
@@ -205,11 +235,17 @@ def _selection(raw: Any, where: str) -> Selection | None:
         raise UsageError(f"{where}.grid must be positive numbers such as 1.0e-3, got {grid!r}")
     selection = Selection(
         grid=tuple(grid),
+        widen=part.take("widen", int, 0),
         held_out=part.take("held_out", float, 0.2),
         seed=part.take("seed", int, 0),
         options=part.take("options", dict, {}),
     )
     part.close()
+    if selection.widen < 0 or (selection.widen and len(set(grid)) < 2):
+        raise UsageError(
+            f"{where}.widen must be at least 0, and needs a grid of two rates or more, "
+            f"got {selection.widen!r} with the grid {grid!r}"
+        )
     if not 0 < selection.held_out < 1:
         raise UsageError(f"{where}.held_out must lie between 0 and 1, got {selection.held_out!r}")
     return selection

@@ -63,14 +63,22 @@ class ResultFile:
         partial.replace(self.path)
 
 
-def choose_learning_rates(study: Study, rows: Sequence[Row], metric: str = "mIoU") -> dict[str, float]:
-    """Return for each selecting arm the rate with the best score; of equals, the smaller."""
-    best: dict[str, tuple[float, float]] = {}
+def selection_scores(rows: Sequence[Row], metric: str = "mIoU") -> dict[str, dict[float, float]]:
+    """Return the score by learning rate, by arm, of the runs that choose one."""
+    scores: dict[str, dict[float, float]] = {}
     for row in rows:
         if row["stage"] == "select":
-            candidate = (float(row[metric]), -float(row["learning_rate"]))
-            best[row["arm"]] = max(best.get(row["arm"], candidate), candidate)
-    return {arm: -rate for arm, (_, rate) in best.items() if any(a.name == arm for a in study.arms)}
+            scores.setdefault(row["arm"], {})[float(row["learning_rate"])] = float(row[metric])
+    return scores
+
+
+def choose_learning_rates(study: Study, rows: Sequence[Row], metric: str = "mIoU") -> dict[str, float]:
+    """Return for each selecting arm the rate with the best score; of equals, the smaller."""
+    return {
+        arm: max(scores, key=lambda lr, scores=scores: (scores[lr], -lr))  # type: ignore[misc]
+        for arm, scores in selection_scores(rows, metric).items()
+        if any(a.name == arm for a in study.arms)
+    }
 
 
 @dataclass(frozen=True)
@@ -86,13 +94,16 @@ class Summary:
     pairs: int
     means: dict[str, float]
 
+    #: By seed, what the score changed by between the last two validations: has it flattened?
+    last_changes: dict[int, float]
+
 
 #: Columns of the table besides the metric: (key of the row, heading, format).
 COLUMNS = (
     ("aAcc", "aAcc", ".2f"),
     ("mBIoU", "Boundary IoU", ".2f"),
     ("isolated_pred", "isolated pixels %", ".3f"),
-    ("logit_nyquist_energy", "Nyquist energy", ".2f"),
+    ("logit_nyquist_energy", "Nyquist energy", ".2g"),
     ("parameters", "parameters M", ".2f"),
     ("mmacs", "MMACs", ".0f"),
     ("train_ms", "train ms", ".0f"),
@@ -132,9 +143,23 @@ def summarise(study: Study, rows: Sequence[Row], metric: str = "mIoU") -> list[S
                 interval=interval,
                 pairs=len(differences),
                 means={k: float(np.mean([float(r[k]) for r in members.values()])) for k in keys},
+                last_changes={
+                    seed: change
+                    for seed, row in sorted(members.items())
+                    if (change := last_change(row.get("history") or "")) is not None
+                },
             )
         )
     return summaries
+
+
+def last_change(history: str) -> float | None:
+    """Return what the score changed by between the last two validations of ``"iteration:score ..."``.
+
+    None where there are fewer than two.
+    """
+    scores = [float(entry.split(":")[1]) for entry in history.split()]
+    return scores[-1] - scores[-2] if len(scores) > 1 else None
 
 
 def paired_interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, tuple[float, float]]:
@@ -160,9 +185,20 @@ def write_summary(study: Study, rows: Sequence[Row], metric: str = "mIoU") -> li
 
 
 def markdown_table(study: Study, summaries: Sequence[Summary], metric: str = "mIoU") -> str:
-    """Return the table: mean, spread and paired difference of every arm, and the means of the rest."""
+    """Return the table: mean, spread and paired difference of every arm, and the means of the rest.
+
+    "last change" is the mean and the range over seeds of what the metric changed by between the last two
+    validations.
+    """
     columns = [column for column in COLUMNS if any(column[0] in s.means for s in summaries)]
-    head = ["", "seeds", f"{metric} (sd)", f"minus {study.reference} [95 %]", *(c[1] for c in columns)]
+    head = [
+        "",
+        "seeds",
+        f"{metric} (sd)",
+        f"minus {study.reference} [95 %]",
+        "last change",
+        *(c[1] for c in columns),
+    ]
     lines = [" | ".join(("", *head, "")).strip(), "|" + " --- |" * len(head)]
     for s in sorted(summaries, key=lambda s: -s.mean):
         low, high = s.interval
@@ -172,7 +208,9 @@ def markdown_table(study: Study, summaries: Sequence[Summary], metric: str = "mI
             against = "too few pairs"
         else:
             against = f"{s.difference:+.2f} [{low:+.2f}, {high:+.2f}]"
-        cells = [s.arm, str(len(s.scores)), f"{s.mean:.2f} ({s.deviation:.2f})", against]
+        changes = s.last_changes.values()
+        flat = f"{np.mean(list(changes)):+.2f} [{min(changes):+.2f}, {max(changes):+.2f}]" if changes else ""
+        cells = [s.arm, str(len(s.scores)), f"{s.mean:.2f} ({s.deviation:.2f})", against, flat]
         for key, _, style in columns:
             value = s.means.get(key, math.nan) / (1e6 if key == "parameters" else 1)
             cells.append("" if math.isnan(value) else format(value, style))
@@ -193,6 +231,7 @@ def _plot(study: Study, summaries: Sequence[Summary], metric: str, path: Path) -
             right.errorbar(
                 s.difference, place, xerr=(s.interval[1] - s.interval[0]) / 2, fmt="o", color=color, capsize=3
             )
+    left.set_ylim(-0.7, len(ordered) - 0.3)
     left.set_yticks(range(len(ordered)), [f"{s.arm} ({len(s.scores)})" for s in ordered], fontsize=8)
     left.set(xlabel=f"{metric}, one point a seed, mean as a bar")
     right.axvline(0.0, color="black", linewidth=0.8)
