@@ -111,7 +111,7 @@ class Segmenter:
         if max_pixels < 128**2:
             raise ValueError(f"max_pixels must be at least {128**2}, got {max_pixels}")
         self.max_pixels = max_pixels
-        self.device = _usable_device(device)
+        self.device = usable_device(device)
         cfg = config if isinstance(config, Config) else load_config(str(config))
         dataset = next(leaf_datasets((cfg.get("test_dataloader") or {}).get("dataset")), None)
         pipeline = (dataset or {}).get("pipeline") or cfg.get("test_pipeline") or [dict(type="PackSegInputs")]
@@ -227,7 +227,12 @@ def _kept(logits: Tensor, maps: Maps | None) -> Tensor:
     return (probabilities * 255).round().to(torch.uint8) if maps == "bytes" else probabilities
 
 
-def _usable_device(device: str | torch.device | None) -> torch.device:
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """Return where to compute: the given device, by default a GPU if there is one.
+
+    Raises:
+        ValueError: If the device cannot be used here; the message says why.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

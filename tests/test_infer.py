@@ -188,6 +188,8 @@ def test_mistakes_are_one_line(
     assert message in stderr
     assert stderr.count("\n") == 1
     assert files(pictures) == before
+    if "--device" in options:  # named before a folder is made
+        assert not (tmp_path / "out").exists()
 
 
 def test_an_unsafe_checkpoint_is_refused(infer: Tool, pictures: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import pixeldcl_plugin
 from pixeldcl_plugin import cli, console, inference_folder, preflight, runtime
 from pixeldcl_plugin.compat import enable_safe_loading
+from pixeldcl_plugin.segmenter import usable_device
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -56,6 +57,10 @@ def infer(args: argparse.Namespace) -> int:
     cfg = runtime.load_config(args.config)
     preflight.check_upsamplers(cfg)
     preflight.check_weights(cfg, args.checkpoint)
+    try:
+        device = usable_device(args.device)
+    except ValueError as error:
+        raise cli.UsageError(str(error)) from error
     root, images = inference_folder.find_images(args.images, args.out)
     jobs = inference_folder.plan(root, images, args.out, args.probabilities)
     todo, digest = inference_folder.check_output(
@@ -64,7 +69,7 @@ def infer(args: argparse.Namespace) -> int:
     if len(todo) < len(jobs):
         print(f"{len(jobs) - len(todo)} of {len(jobs)} images are done already")
     try:
-        segmenter = pixeldcl_plugin.Segmenter(cfg, args.checkpoint, args.device, max_pixels=args.max_pixels)
+        segmenter = pixeldcl_plugin.Segmenter(cfg, args.checkpoint, device, max_pixels=args.max_pixels)
     except ValueError as error:
         raise cli.UsageError(str(error)) from error
     inference_folder.write_record(args.out, args.config, args.checkpoint, digest, segmenter)
