@@ -277,6 +277,27 @@ def test_summary_pairs_equal_seeds_only(raw: dict[str, Any], tmp_path: Path) -> 
     assert all(path.stat().st_size for path in written)
 
 
+def test_summary_takes_the_chosen_rate_only(raw: dict[str, Any], tmp_path: Path) -> None:
+    raw["learning_rate"] = {"grid": [0.01, 0.02]}
+    raw["arms"]["pixeldcl-kaiming"] = {**raw["arms"]["pixeldcl"], "learning_rate_of": "pixeldcl"}
+    study = load_study(_write(raw, tmp_path))
+    rows = [
+        _row("deconv-k4", 0, 10.0),
+        _row("pixeldcl", 0, 1.0, learning_rate=0.02),
+        _row("pixeldcl", 0, 7.0),
+    ]
+    rows += [
+        _row("pixeldcl", 0, score, stage="select", learning_rate=lr) for lr, score in ((0.01, 2), (0.02, 1))
+    ]
+    rows += [_row("pixeldcl-kaiming", 0, 3.0, learning_rate=0.02), _row("pixeldcl-kaiming", 0, 4.0)]
+    rows += rows[1:2]  # whichever stands last in the file
+    assert {s.arm: s.mean for s in summarise(study, rows)} == {
+        "deconv-k4": 10.0,
+        "pixeldcl": 7.0,
+        "pixeldcl-kaiming": 4.0,
+    }
+
+
 def _script(folder: Path, body: str) -> Callable[[Run], list[str]]:
     path = folder / "run.py"
     path.write_text(f"import json, os, sys, time\nfrom pathlib import Path\nkey = sys.argv[1]\n{body}\n")

@@ -116,13 +116,18 @@ def summarise(study: Study, rows: Sequence[Row], metric: str = "mIoU") -> list[S
     """Compare every arm with the reference over the seeds that both have.
 
     The interval is Student's, 95 %, of the mean of the paired differences; infinite with fewer than two
-    pairs. It speaks of the seeds of this one task and schedule, of nothing else.
+    pairs. It speaks of the seeds of this one task and schedule, of nothing else. Where rates are selected,
+    only runs at the chosen rate count: others are left from before the grid was widened.
     """
-    main = [row for row in rows if row["stage"] == "main"]
-    by_arm = {
-        arm.name: {int(r["seed"]): r for r in main if r["arm"] == arm.name and int(r["seed"]) in arm.seeds}
-        for arm in study.arms
-    }
+    rates = {} if study.selection is None else choose_learning_rates(study, rows, metric)
+    by_arm: dict[str, dict[int, Row]] = {arm.name: {} for arm in study.arms}
+    for row in rows:
+        if row["stage"] != "main" or row["arm"] not in by_arm:
+            continue
+        arm = study.arm(row["arm"])
+        rate = rates.get(arm.learning_rate_of, float(row["learning_rate"]))
+        if int(row["seed"]) in arm.seeds and math.isclose(float(row["learning_rate"]), rate):
+            by_arm[arm.name][int(row["seed"])] = row
     reference = {seed: float(row[metric]) for seed, row in by_arm[study.reference].items()}
     summaries = []
     for arm, members in by_arm.items():
