@@ -130,7 +130,7 @@ def summarise(study: Study, rows: Sequence[Row], metric: str = "mIoU") -> list[S
             by_arm[arm.name][int(row["seed"])] = row
     reference = {seed: float(row[metric]) for seed, row in by_arm[study.reference].items()}
     summaries = []
-    for arm, members in by_arm.items():
+    for name, members in by_arm.items():
         if not members:
             continue
         scores = {seed: float(row[metric]) for seed, row in sorted(members.items())}
@@ -140,7 +140,7 @@ def summarise(study: Study, rows: Sequence[Row], metric: str = "mIoU") -> list[S
         keys = [key for key, *_ in COLUMNS if all(row.get(key) for row in members.values())]
         summaries.append(
             Summary(
-                arm=arm,
+                arm=name,
                 scores=scores,
                 mean=float(np.mean(values)),
                 deviation=float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
