@@ -103,7 +103,7 @@ COLUMNS = (
     ("aAcc", "aAcc", ".2f"),
     ("mBIoU", "Boundary IoU", ".2f"),
     ("isolated_pred", "isolated pixels %", ".3f"),
-    ("logit_nyquist_energy", "Nyquist energy", ".2g"),
+    ("logit_nyquist_energy", "Nyquist energy", ".3g"),
     ("parameters", "parameters M", ".2f"),
     ("mmacs", "MMACs", ".0f"),
     ("train_ms", "train ms", ".0f"),
