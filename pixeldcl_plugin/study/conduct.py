@@ -25,7 +25,7 @@ def find_run(study: Study, key: str) -> Run:
         UsageError: If the study has no such run (yet).
     """
     results = results_of(study)
-    known = study.selection_runs(selection_scores(results.rows)) + _compared_runs(study, results)
+    known = _selection_runs(study, results) + _compared_runs(study, results)
     for run in known:
         if run.key == key:
             return run
@@ -48,8 +48,7 @@ def runs_left(study: Study, arms: Iterable[str] | None = None) -> list[Run]:
         raise UsageError(f"no arms {sorted(wanted - names)} in study {study.name}: it has {sorted(names)}")
     choosers = {study.arm(name).learning_rate_of for name in wanted}
     results = results_of(study)
-    asked = study.selection_runs(selection_scores(results.rows))
-    selection = [run for run in asked if run.arm.name in choosers]
+    selection = [run for run in _selection_runs(study, results) if run.arm.name in choosers]
     return _left(study, results, selection) or _left(
         study, results, [run for run in _compared_runs(study, results) if run.arm.name in wanted]
     )
@@ -94,6 +93,11 @@ def conduct(
             notify(f"{len(failed)} of {len(runs)} runs failed: {', '.join(run.key for run in failed)}")
             return False
     return True
+
+
+def _selection_runs(study: Study, results: ResultFile) -> list[Run]:
+    """Return the runs that choose rates, as far as the results so far ask for them."""
+    return study.selection_runs(selection_scores(results.rows))
 
 
 def _compared_runs(study: Study, results: ResultFile) -> list[Run]:
