@@ -52,6 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pixeldcl": dict(type="PixelDCL"),
     "pixeldcl checkerboard-free": dict(type="PixelDCL", checkerboard_free=True),
     "pixeldcl depthwise": dict(type="PixelDCL", groups="out_channels"),
+    "pixeldcl separable": dict(type="PixelDCL", separable=True),
     "pixeldcl full": dict(type="PixelDCL", efficient=False),
     "ipixeldcl": dict(type="IPixelDCL"),
     "ipixeldcl depthwise": dict(type="IPixelDCL", groups="out_channels"),

@@ -78,7 +78,7 @@ def pixel_dcl(
 
     Args:
         x: Input, shape ``(N, Cin, H, W)``.
-        weight_p00: Kernel of the first map, ``(C, Cin, k, k)``.
+        weight_p00: Kernel of the first map, ``(C, Cin, k, k)``, or ``(C, Cin / g, k, k)`` for g groups.
         weight_p11: Kernel of the second map on the first, ``(C, C / groups, k, k)``.
         weight_h: Live taps at even rows and odd columns, ``(C, C / groups, e, o)`` with
             ``e, o = live_taps(k)``; for k = 3 these are left and right, ``(C, C / groups, 1, 2)``.
@@ -90,7 +90,7 @@ def pixel_dcl(
     Returns:
         Tensor of shape ``(N, C, 2H, 2W)`` in the memory format of ``x``.
     """
-    p00 = _same_conv(x, weight_p00, padding_mode)
+    p00 = _first_map(x, weight_p00, padding_mode)
     source00 = inner_act(p00) if inner_act else p00
     p11 = _same_conv(source00, weight_p11, padding_mode, groups)
     source11 = inner_act(p11) if inner_act else p11
@@ -122,8 +122,9 @@ def pixel_dcl_full(
 
     Args:
         x: Input, shape ``(N, Cin, H, W)``.
-        weights: Four kernels: x -> p00 ``(C, Cin, k, k)``; p00 -> p11, p01, p10 ``(3C, C / groups, k, k)``;
-            p11 -> p01, p10 ``(2C, C / groups, k, k)``; p01 -> p10 ``(C, C / groups, k, k)``.
+        weights: Four kernels: x -> p00 ``(C, Cin, k, k)`` or grouped; p00 -> p11, p01, p10
+            ``(3C, C / groups, k, k)``; p11 -> p01, p10 ``(2C, C / groups, k, k)``; p01 -> p10
+            ``(C, C / groups, k, k)``.
         padding_mode: 'zeros' or 'replicate'.
         groups: Groups of every convolution but the first.
         inner_act: Activation through which a map passes before the next maps are made from it.
@@ -132,7 +133,7 @@ def pixel_dcl_full(
         Tensor of shape ``(N, C, 2H, 2W)`` in the memory format of ``x``.
     """
     first, *by_source = weights
-    p00 = _same_conv(x, first, padding_mode)
+    p00 = _first_map(x, first, padding_mode)
     return _finish_sequence(p00, [[], [], []], by_source, padding_mode, groups, inner_act)
 
 
@@ -148,7 +149,7 @@ def ipixel_dcl(
 
     Args:
         x: Input, shape ``(N, Cin, H, W)``.
-        weights: Kernels by source: x -> p00 ``(C, Cin, k, k)``; x -> p11, p01, p10
+        weights: Kernels by source: x -> p00 ``(C, Cin, k, k)`` or grouped; x -> p11, p01, p10
             ``(3C, Cin / groups, k, k)``; p00 -> p11, p01, p10 ``(3C, C / groups, k, k)``; p11 -> p01, p10
             ``(2C, C / groups, k, k)``; and for the full form p01 -> p10 ``(C, C / groups, k, k)``.
             Without the last one this is the efficient form, whose p10 does not see p01.
@@ -160,7 +161,7 @@ def ipixel_dcl(
         Tensor of shape ``(N, C, 2H, 2W)`` in the memory format of ``x``.
     """
     first, from_x, *by_source = weights
-    p00 = _same_conv(x, first, padding_mode)
+    p00 = _first_map(x, first, padding_mode)
     terms = [[term] for term in _conv_to_maps(x, from_x, p00.size(1), padding_mode, groups)]
     return _finish_sequence(p00, terms, by_source, padding_mode, groups, inner_act)
 
@@ -184,6 +185,11 @@ def _finish_sequence(
         for term, new in zip(terms[-len(received) :], received, strict=True):
             term.append(new)
     return _interleave_sums((p00,), *terms)
+
+
+def _first_map(x: Tensor, weight: Tensor, padding_mode: str) -> Tensor:
+    """Convolve the input; the kernel's shape says in how many groups."""
+    return _same_conv(x, weight, padding_mode, groups=x.size(1) // weight.size(1))
 
 
 def _sum(terms: Sequence[Tensor]) -> Tensor:

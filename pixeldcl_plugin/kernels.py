@@ -31,44 +31,50 @@ _NEAREST = {
 
 @dataclass(frozen=True)
 class Kernel:
-    """One weight: the map that it reads, the maps that it makes (stacked on dim 0), its size in taps."""
+    """One weight: the map that it reads, the maps that it makes (stacked on dim 0), its size in taps.
+
+    A ``dense`` one mixes all channels whatever the groups of the others.
+    """
 
     source: str
     targets: tuple[str, ...]
     size: tuple[int, int]
+    dense: bool = False
 
     def shape(self, in_channels: int, out_channels: int, groups: int) -> tuple[int, int, int, int]:
         """Return the weight's shape ``(targets * C, source channels / groups, kh, kw)``."""
-        if self.targets == ("p00",):
-            groups = 1  # the first map is always dense: it is what mixes the channels
         read = in_channels if self.source == "x" else out_channels
-        return (len(self.targets) * out_channels, read // groups, *self.size)
+        return (len(self.targets) * out_channels, read // (1 if self.dense else groups), *self.size)
 
 
-def pixel_dcl_kernels(kernel_size: int, efficient: bool) -> dict[str, Kernel]:
-    """Return the kernels of PixelDCL (Fig. 6 if ``efficient``, else Fig. 5, solid lines)."""
+def pixel_dcl_kernels(kernel_size: int, efficient: bool, separable: bool = False) -> dict[str, Kernel]:
+    """Return the kernels of PixelDCL (Fig. 6 if ``efficient``, else Fig. 5, solid lines).
+
+    The first one mixes the channels, unless a ``separable`` layer has mixed them before.
+    """
     size = (kernel_size, kernel_size)
+    first = Kernel("x", ("p00",), size, dense=not separable)
     if not efficient:
         return {
-            "weight_p00": Kernel("x", ("p00",), size),
+            "weight_p00": first,
             "weight_from_p00": Kernel("p00", ("p11", "p01", "p10"), size),
             "weight_from_p11": Kernel("p11", ("p01", "p10"), size),
             "weight_from_p01": Kernel("p01", ("p10",), size),
         }
     even, odd = live_taps(kernel_size)
     return {
-        "weight_p00": Kernel("x", ("p00",), size),
+        "weight_p00": first,
         "weight_p11": Kernel("p00", ("p11",), size),
         "weight_h": Kernel("p00|p11", ("p01|p10 along rows",), (even, odd)),
         "weight_v": Kernel("p00|p11", ("p01|p10 along columns",), (odd, even)),
     }
 
 
-def ipixel_dcl_kernels(kernel_size: int, efficient: bool) -> dict[str, Kernel]:
-    """Return the kernels of iPixelDCL (Fig. 5, solid and dashed lines)."""
+def ipixel_dcl_kernels(kernel_size: int, efficient: bool, separable: bool = False) -> dict[str, Kernel]:
+    """Return the kernels of iPixelDCL (Fig. 5, solid and dashed lines); ``separable`` as for PixelDCL."""
     size = (kernel_size, kernel_size)
     table = {
-        "weight_p00": Kernel("x", ("p00",), size),
+        "weight_p00": Kernel("x", ("p00",), size, dense=not separable),
         "weight_from_x": Kernel("x", ("p11", "p01", "p10"), size),
         "weight_from_p00": Kernel("p00", ("p11", "p01", "p10"), size),
         "weight_from_p11": Kernel("p11", ("p01", "p10"), size),
@@ -98,11 +104,11 @@ def init_interpolate(weights: Mapping[str, Tensor], table: Mapping[str, Kernel])
 
     That is the grid of ``F.interpolate(mode='bilinear', align_corners=False)``. p00 lies a quarter pixel
     up and left of its input pixel: taps (1/4, 3/4, 0) x (1/4, 3/4, 0). p11 is the mean of its four
-    neighbours in p00, p01 and p10 the mean of theirs in p00 and p11. Where the layer changes the number of
-    channels p00 is a variance-preserving random convolution instead.
+    neighbours in p00, p01 and p10 the mean of theirs in p00 and p11. Where the first map
+    changes the number of channels it is a variance-preserving random convolution instead.
     """
     first = weights["weight_p00"]
-    if first.size(0) == first.size(1):
+    if not table["weight_p00"].dense or first.size(0) == first.size(1):
         quarter = torch.zeros(first.size(2), dtype=first.dtype, device=first.device)
         centre = first.size(2) // 2
         quarter[centre - 1], quarter[centre] = 0.25, 0.75

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import functional, kernels
@@ -29,7 +30,8 @@ class _PixelUpsample(nn.Module):
     model that holds the layer re-initialises every ``nn.Conv2d`` it finds, after construction.
     """
 
-    _kernel_table: Callable[[int, bool], dict[str, kernels.Kernel]]
+    _kernel_table: Callable[[int, bool, bool], dict[str, kernels.Kernel]]
+    weight_pointwise: nn.Parameter | None
 
     def __init__(
         self,
@@ -43,11 +45,16 @@ class _PixelUpsample(nn.Module):
         init: str = "interpolate",
         checkerboard_free: bool = False,
         groups: int | str = 1,
+        separable: bool = False,
         inner_act_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_positive(in_channels=in_channels, out_channels=out_channels)
-        group_count = out_channels if groups == "out_channels" else groups
+        if separable and groups not in (1, "out_channels", out_channels):
+            raise ValueError(
+                f"separable=True makes every map channel by channel, got groups={groups!r}; leave it out"
+            )
+        group_count = out_channels if separable or groups == "out_channels" else groups
         if not is_int(group_count) or int(group_count) < 1:
             raise ValueError(f"groups must be a positive integer or 'out_channels', got {groups!r}")
         check_choice("kernel_size", kernel_size, KERNEL_SIZES)
@@ -70,16 +77,20 @@ class _PixelUpsample(nn.Module):
         self.init = init
         self.checkerboard_free = checkerboard_free
         self.groups = int(group_count)
+        self.separable = separable
         self.inner_act = _build_activation(inner_act_cfg)
 
-        self.kernels = type(self)._kernel_table(kernel_size, efficient)
+        mixed_channels = out_channels if separable else in_channels
+        pointwise = nn.Parameter(torch.empty(out_channels, in_channels, 1, 1)) if separable else None
+        self.register_parameter("weight_pointwise", pointwise)
+        self.kernels = type(self)._kernel_table(kernel_size, efficient, separable)
         for name, kernel in self.kernels.items():
-            if (in_channels if kernel.source == "x" else out_channels) % self.groups and name != "weight_p00":
+            if (mixed_channels if kernel.source == "x" else out_channels) % self.groups and not kernel.dense:
                 raise ValueError(
                     f"groups must divide out_channels, for iPixelDCL also in_channels, got {groups!r} with "
                     f"in_channels={in_channels}, out_channels={out_channels}"
                 )
-            shape = kernel.shape(in_channels, out_channels, self.groups)
+            shape = kernel.shape(mixed_channels, out_channels, self.groups)
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
 
         # x4, x8, ... repeat the x2 layer. The repeats are the same layer on its own output.
@@ -95,6 +106,7 @@ class _PixelUpsample(nn.Module):
                 init=init,
                 checkerboard_free=checkerboard_free,
                 groups=groups,
+                separable=separable,
                 inner_act_cfg=inner_act_cfg,
             )
         self._init_kernels()
@@ -110,11 +122,13 @@ class _PixelUpsample(nn.Module):
                 f"{type(self).__name__} takes an input of shape (N, {self.in_channels}, H, W), "
                 f"got {tuple(x.shape)}"
             )
+        if self.weight_pointwise is not None:
+            x = F.conv2d(x, self.weight_pointwise)
         x = self._upsample(x, self.effective_weights())
         return x if self.repeat is None else self.repeat(x)
 
     def effective_weights(self) -> dict[str, Tensor]:
-        """Return the kernels by name as the layer applies them: projected if it is checkerboard-free."""
+        """Return the kernels of the maps as the layer applies them: projected if it is checkerboard-free."""
         weights = self._weights()
         return kernels.constrain_dc(weights, self.kernels) if self.checkerboard_free else weights
 
@@ -143,7 +157,7 @@ class _PixelUpsample(nn.Module):
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
             f"scale_factor={self.scale_factor}, efficient={self.efficient}, "
             f"padding_mode={self.padding_mode!r}, init={self.init!r}, "
-            f"checkerboard_free={self.checkerboard_free}, groups={self.groups}"
+            f"checkerboard_free={self.checkerboard_free}, groups={self.groups}, separable={self.separable}"
         )
 
     def _weights(self) -> dict[str, Tensor]:
@@ -153,6 +167,11 @@ class _PixelUpsample(nn.Module):
     def _init_kernels(self) -> None:
         fill = kernels.init_kaiming if self.init == "kaiming" else kernels.init_interpolate
         fill(self._weights(), self.kernels)
+        if self.weight_pointwise is not None:
+            if self.init == "interpolate" and self.in_channels == self.out_channels:
+                nn.init.dirac_(self.weight_pointwise)
+            else:
+                nn.init.normal_(self.weight_pointwise, std=self.in_channels**-0.5)
 
     def _upsample(self, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
         raise NotImplementedError
@@ -183,6 +202,10 @@ class PixelDCL(_PixelUpsample):
         groups: Groups of the convolutions after the first map. As many as ``out_channels``, or that
             word itself for a config that serves several widths, make the other three phases a learned
             interpolation of each channel by itself.
+        separable: A 1 x 1 convolution mixes the channels, then all four phases are made channel by
+            channel: a depthwise separable convolution (Chollet, arXiv 1610.02357) in pixel
+            deconvolution's order, which is interpolation and a 1 x 1 convolution with the interpolation
+            learned. Not in the paper.
         inner_act_cfg: mmcv activation config, applied to each map before the next is made from it (the
             output holds the maps themselves). None, as in the paper, for none.
 
@@ -207,7 +230,8 @@ class IPixelDCL(_PixelUpsample):
 
     ``efficient=True`` makes p01 and p10 together, so that p10 does not see p01; ``efficient=False`` makes
     all four one after the other. Arguments, shapes and errors are those of :class:`PixelDCL`; ``groups``
-    must divide ``in_channels`` too, since the later maps read the input.
+    must divide ``in_channels`` too, since the later maps read the input. With ``separable`` that input is
+    what the 1 x 1 convolution made of it.
     """
 
     _kernel_table = staticmethod(kernels.ipixel_dcl_kernels)

@@ -205,9 +205,12 @@ def shared_kernel(weight_h: Tensor, weight_v: Tensor, kernel_size: int) -> Tenso
 
 
 def literal_kernels(layer: nn.Module) -> list[Tensor]:
-    """The paper's dense kernels k1, k2, ... of a layer, as differentiable functions of its parameters."""
+    """The paper's dense kernels k1, k2, ... of a layer, as differentiable functions of its parameters.
+
+    Those of a separable layer read what its 1 x 1 convolution made of the input.
+    """
     w = layer.effective_weights()
-    k1 = w["weight_p00"]
+    k1 = dense(w["weight_p00"], layer.groups if layer.separable else 1)
     if type(layer).__name__ == "PixelDCL" and layer.efficient:
         h, v = dense(w["weight_h"], layer.groups), dense(w["weight_v"], layer.groups)
         return [k1, dense(w["weight_p11"], layer.groups), shared_kernel(h, v, layer.kernel_size)]
@@ -229,5 +232,7 @@ def literal_kernels(layer: nn.Module) -> list[Tensor]:
 def upsample(layer: nn.Module, x: Tensor) -> Tensor:
     """What a ``PixelDCL`` or ``IPixelDCL`` should return for ``x``."""
     literal = LITERAL[type(layer).__name__, layer.efficient]
+    if layer.separable:
+        x = torch.einsum("od,ndyx->noyx", layer.weight_pointwise[:, :, 0, 0], x)
     out = literal(x, *literal_kernels(layer), layer.padding_mode, layer.inner_act or identity)
     return out if layer.repeat is None else upsample(layer.repeat, out)

@@ -169,6 +169,7 @@ def cases(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     form = draw(st.sampled_from(FORMS))
     in_channels, out_channels = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     divided = out_channels if form[0] == "PixelDCL" else gcd(in_channels, out_channels)
+    separable = draw(st.booleans())
     checkerboard_free = draw(st.booleans())
     act = None if checkerboard_free else draw(st.sampled_from([None, "ReLU", "Tanh"]))
     layer = make_layer(
@@ -178,7 +179,8 @@ def cases(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
         kernel_size=draw(st.sampled_from(layers.KERNEL_SIZES)),
         scale_factor=draw(st.sampled_from([2, 2, 2, 4])),
         padding_mode=draw(st.sampled_from(layers.PADDING_MODES)),
-        groups=draw(st.sampled_from([g for g in range(1, 5) if divided % g == 0])),
+        groups=1 if separable else draw(st.sampled_from([g for g in range(1, 5) if divided % g == 0])),
+        separable=separable,
         checkerboard_free=checkerboard_free,
         inner_act_cfg=act and dict(type=act),
     )
@@ -193,9 +195,13 @@ def test_equals_the_reference(case: tuple[nn.Module, Tensor]) -> None:
 
 @pytest.mark.parametrize("act", [None, "Tanh"])
 @pytest.mark.parametrize("padding_mode", layers.PADDING_MODES)
+@pytest.mark.parametrize("options", [dict(groups=2), dict(separable=True)], ids=str)
 @pytest.mark.parametrize("form", FORMS)
-def test_gradcheck(form: tuple[str, bool], padding_mode: str, act: str | None) -> None:
-    layer = make_layer(form, 2, 2, groups=2, padding_mode=padding_mode, inner_act_cfg=act and dict(type=act))
+def test_gradcheck(
+    form: tuple[str, bool], options: dict[str, Any], padding_mode: str, act: str | None
+) -> None:
+    options = dict(options, padding_mode=padding_mode, inner_act_cfg=act and dict(type=act))
+    layer = make_layer(form, 2, 2, **options)
     check_gradients(torch.autograd.gradcheck, layer, random(1, 2, 2, 3))
 
 
@@ -261,6 +267,14 @@ def test_the_other_forms_compute_one_product_a_parameter(
 ) -> None:
     layer = make_layer(form, 4, 4, kernel_size=k)
     assert multiply_adds(layer, random(1, 4, 5, 6)) == kernels * k**2 * 16 * 30
+
+
+@pytest.mark.parametrize(("form", "taps"), [(FORMS[0], 26), (FORMS[1], 63), (FORMS[2], 81), (FORMS[3], 90)])
+def test_a_separable_layer_mixes_the_channels_once(form: tuple[str, bool], taps: int) -> None:
+    c_in, c, h, w = 12, 8, 10, 14
+    count = multiply_adds(make_layer(form, c_in, c, separable=True), random(1, c_in, h, w))
+    # An even kernel gives one row or column more than is used.
+    assert (c_in * c + taps * c) * h * w <= count <= (c_in * c + taps * c) * (h + 1) * (w + 1)
 
 
 class ConvolvedSizes(TorchDispatchMode):

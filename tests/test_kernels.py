@@ -77,6 +77,7 @@ def test_all_forms_begin_alike(cls: type[nn.Module], efficient: bool) -> None:
                 cls, 2, efficient=efficient, kernel_size=k, checkerboard_free=checkerboard_free
             )
             torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(interpolation(cls, 2, efficient=efficient, separable=True)(x), expected)
 
 
 @pytest.mark.parametrize("scale_factor", [2, 4, 8])
@@ -144,6 +145,18 @@ def test_maps_after_a_random_first_one_are_means_of_neighbours(cls: type[nn.Modu
     torch.testing.assert_close(p10, (p00 + at(padded00, 1, 0) + at(padded11, 0, -1) + p11) / 4)
 
 
+@pytest.mark.parametrize(("cls", "efficient"), FORMS)
+def test_a_separable_layer_begins_as_a_random_mixture_interpolated(
+    cls: type[nn.Module], efficient: bool
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    layer = cls(3, 5, efficient=efficient, separable=True, padding_mode="replicate").double()
+    mixed = F.conv2d(x, layer.weight_pointwise)
+    assert mixed.std() > 0.1
+    torch.testing.assert_close(layer(x), interpolation(cls, 5, efficient=efficient)(mixed))
+
+
 @pytest.mark.parametrize(("in_channels", "k"), [(32, 3), (128, 3), (32, 5), (32, 7)])
 def test_the_random_first_map_keeps_the_variance(in_channels: int, k: int) -> None:
     torch.manual_seed(0)
@@ -152,13 +165,17 @@ def test_the_random_first_map_keeps_the_variance(in_channels: int, k: int) -> No
     assert p00.var().item() == pytest.approx(1, rel=0.1)
 
 
-@pytest.mark.parametrize("options", [dict(), dict(kernel_size=5), dict(groups=4)], ids=str)
+@pytest.mark.parametrize(
+    "options", [dict(), dict(kernel_size=5), dict(groups=4), dict(separable=True)], ids=str
+)
 @pytest.mark.parametrize(("cls", "efficient"), FORMS)
 def test_kaiming_keeps_the_variance_of_every_map(
     cls: type[nn.Module], efficient: bool, options: dict[str, Any]
 ) -> None:
     torch.manual_seed(0)
-    layer = cls(64, 96, efficient=efficient, init="kaiming", padding_mode="replicate", **options)
+    # What one channel's few taps add to the variance varies widely: a mean over many of them.
+    channels = 1024 if options.get("separable") else 96
+    layer = cls(64, channels, efficient=efficient, init="kaiming", padding_mode="replicate", **options)
     with torch.no_grad():
         out = layer(torch.randn(2, 64, 24, 24))
     for row, column in functional.PHASE_OFFSETS:
@@ -249,7 +266,7 @@ def test_interpolation_satisfies_the_constraint(table: dict[str, kernels.Kernel]
 
 # --- checkerboard-free by construction -----------------------------------------------------------
 
-CONSTRAINED = [dict(), dict(groups=2), dict(kernel_size=5), dict(scale_factor=4)]
+CONSTRAINED = [dict(), dict(groups=2), dict(separable=True), dict(kernel_size=5), dict(scale_factor=4)]
 
 
 def phase_spread(layer: nn.Module) -> float:
@@ -317,7 +334,9 @@ def test_constraint_holds_under_autocast(cls: type[nn.Module], efficient: bool) 
         assert torch.equal(weights[name], weight)
 
 
-@pytest.mark.parametrize("options", [dict(), dict(groups=2), dict(scale_factor=4)], ids=str)
+@pytest.mark.parametrize(
+    "options", [dict(), dict(groups=2), dict(separable=True), dict(scale_factor=4)], ids=str
+)
 @pytest.mark.parametrize(("cls", "efficient"), FORMS)
 def test_fold_bakes_the_constraint_in(cls: type[nn.Module], efficient: bool, options: dict[str, Any]) -> None:
     options = dict(options, efficient=efficient)

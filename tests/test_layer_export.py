@@ -22,6 +22,7 @@ OPTIONS = [
     dict(scale_factor=4, kernel_size=5),
     dict(padding_mode="replicate", groups=2, checkerboard_free=True),
     dict(inner_act_cfg=dict(type="ReLU")),
+    dict(separable=True, padding_mode="replicate"),
 ]
 CASES = [
     *[pytest.param(*form, dict(), id=f"{form[0].__name__}-{form[1]}") for form in FORMS],

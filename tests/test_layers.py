@@ -20,6 +20,7 @@ OPTIONS = [
     dict(scale_factor=4),
     dict(padding_mode="replicate"),
     dict(groups=4),
+    dict(separable=True),
     dict(inner_act_cfg=dict(type="ReLU")),
     dict(checkerboard_free=True),
     dict(padding_mode="replicate", groups=2, scale_factor=4, checkerboard_free=True),
@@ -69,6 +70,22 @@ def test_groups_divide_all_but_the_first_kernel(cls: type[nn.Module], efficient:
         assert weight.numel() == grouped[name].numel() * (1 if name == "weight_p00" else 4)
 
 
+@pytest.mark.parametrize(("cls", "efficient"), FORMS)
+def test_separable_is_a_1x1_convolution_before_a_layer_of_one_channel_each(
+    cls: type[nn.Module], efficient: bool
+) -> None:
+    layer, x = random_layer(cls, 6, 4, efficient=efficient, separable=True), random(1, 6, 5, 7)
+    assert layer.groups == 4
+    mixed = torch.nn.functional.conv2d(x, layer.weight_pointwise)
+    for channel in range(4):
+        alone = cls(1, 1, efficient=efficient)
+        alone.load_state_dict(
+            {name: layer.state_dict()[name].unflatten(0, (-1, 4))[:, channel] for name in alone.state_dict()}
+        )
+        expected = alone(mixed[:, channel : channel + 1])
+        torch.testing.assert_close(layer(x)[:, channel : channel + 1], expected)
+
+
 @pytest.mark.parametrize("cls", [PixelDCL, IPixelDCL])
 def test_groups_may_follow_the_width(cls: type[nn.Module]) -> None:
     for out_channels in (2, 4):
@@ -111,6 +128,7 @@ def test_pixel_dcl_groups_need_not_divide_the_input() -> None:
         ((4, 4), dict(groups=True), "groups .* positive integer or .out_channels., got True"),
         ((4, 4), dict(groups="depthwise"), "groups must be .*, got 'depthwise'"),
         ((4, 4), dict(groups=3), "groups must divide .*, got 3 .*out_channels=4"),
+        ((4, 4), dict(separable=True, groups=2), "separable=True .*channel by channel, got groups=2"),
         (
             (4, 4),
             dict(checkerboard_free=True, inner_act_cfg=dict(type="ReLU")),
@@ -178,7 +196,7 @@ def test_larger_factors_repeat_the_x2_layer(cls: type[nn.Module], efficient: boo
 def test_repeats_have_the_same_options(cls: type[nn.Module]) -> None:
     shared = [
         dict(kernel_size=5, padding_mode="replicate", init="kaiming", groups=2, efficient=False),
-        dict(checkerboard_free=True),
+        dict(checkerboard_free=True, separable=True),
     ]
     for options in shared:
         layer = cls(4, 2, scale_factor=4, **options)
