@@ -150,6 +150,8 @@ def execute(study: Study, run: Run, work_dir: str | Path) -> dict[str, Any]:
     runner.register_hook(timer, priority="VERY_LOW")
     runner.train()
     scores = _score(runner, cfg)
+    # A run that was killed between its last checkpoint and the validation after it has not logged that one.
+    history = {**validation_history(folder), runner.max_iters: scores["mIoU"]}
     row = {
         "study": study.name,
         "arm": run.arm.name,
@@ -160,7 +162,7 @@ def execute(study: Study, run: Run, work_dir: str | Path) -> dict[str, Any]:
         "train_ms": 1e3 * float(np.median(timer.seconds)) if timer.seconds else float("nan"),
         **_cost(runner),
         "iterations": runner.max_iters,
-        "history": " ".join(f"{step}:{score:.2f}" for step, score in validation_history(folder).items()),
+        "history": " ".join(f"{step}:{score:.2f}" for step, score in history.items()),
         "fingerprint": identity,
         "config": run.arm.config,
         "options": json.dumps(dict(run.arm.options), sort_keys=True),
