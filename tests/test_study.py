@@ -361,6 +361,6 @@ def test_a_killed_study_goes_on_where_it_was(raw: dict[str, Any], tmp_path: Path
     for key in ("mIoU", "aAcc", "mBIoU", "logit_nyquist_energy", "parameters", "mmacs", "predict_ms"):
         assert math.isfinite(float(row[key])), key
     assert json.loads(row["options"])["model.backbone.upsample_cfg"]["type"] == "PixelDCL"
-    assert row["history"].split()[-1] == f"12:{float(row['mIoU']):.2f}"  # whichever start of the run logged it
+    assert row["history"].split()[-1] == f"12:{float(row['mIoU']):.2f}"
     again = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert again.stdout.strip() == "nothing left"
