@@ -269,6 +269,8 @@ def test_summary_pairs_equal_seeds_only(raw: dict[str, Any], tmp_path: Path) -> 
     table = markdown_table(study, [deconv, pixeldcl])
     assert "+1.50 [-4.85, +7.85]" in table
     assert "| 2.00 |" in table  # parameters in millions
+    timed = [{**rows[0], "train_ms": 4.0}, {**rows[1], "train_ms": math.nan}]  # resumed at its end
+    assert summarise(study, timed)[0].means["train_ms"] == 4.0
     flattened = summarise(study, [{**row, "history": "1:3.00 2:4.25"} for row in rows])
     assert "+1.25 [+1.25, +1.25]" in markdown_table(study, flattened)
     study.out.mkdir()

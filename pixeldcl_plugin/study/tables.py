@@ -112,6 +112,13 @@ COLUMNS = (
 )
 
 
+def _column_means(rows: Sequence[Row]) -> dict[str, float]:
+    """Average each column over the rows that have it: a run resumed at its end has no training time."""
+    known = {key: [float(row[key]) for row in rows if row.get(key)] for key, *_ in COLUMNS}
+    finite = {key: [value for value in values if math.isfinite(value)] for key, values in known.items()}
+    return {key: float(np.mean(values)) for key, values in finite.items() if values}
+
+
 def summarise(study: Study, rows: Sequence[Row], metric: str = "mIoU") -> list[Summary]:
     """Compare every arm with the reference over the seeds that both have.
 
@@ -137,7 +144,6 @@ def summarise(study: Study, rows: Sequence[Row], metric: str = "mIoU") -> list[S
         differences = [score - reference[seed] for seed, score in scores.items() if seed in reference]
         difference, interval = paired_interval(differences)
         values = list(scores.values())
-        keys = [key for key, *_ in COLUMNS if all(row.get(key) for row in members.values())]
         summaries.append(
             Summary(
                 arm=name,
@@ -147,7 +153,7 @@ def summarise(study: Study, rows: Sequence[Row], metric: str = "mIoU") -> list[S
                 difference=difference,
                 interval=interval,
                 pairs=len(differences),
-                means={k: float(np.mean([float(r[k]) for r in members.values()])) for k in keys},
+                means=_column_means(list(members.values())),
                 last_changes={
                     seed: change
                     for seed, row in sorted(members.items())
