@@ -99,6 +99,11 @@ def init_kaiming(weights: Mapping[str, Tensor], table: Mapping[str, Kernel]) -> 
             torch.nn.init.normal_(block, std=fan_in[_made(target)] ** -0.5)
 
 
+def draw_preserving_variance(weight: Tensor) -> None:
+    """Draw a kernel that makes a map alone so that the map has the variance of what it is made from."""
+    torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+
+
 def init_interpolate(weights: Mapping[str, Tensor], table: Mapping[str, Kernel]) -> None:
     """Make the untrained layer a smooth x2 interpolation on the half-pixel grid.
 
@@ -114,7 +119,7 @@ def init_interpolate(weights: Mapping[str, Tensor], table: Mapping[str, Kernel])
         quarter[centre - 1], quarter[centre] = 0.25, 0.75
         first.copy_(_eye(first)[:, :, None, None] * torch.outer(quarter, quarter))
     else:
-        torch.nn.init.normal_(first, std=first[0].numel() ** -0.5)
+        draw_preserving_variance(first)
     for name, kernel in table.items():
         if name == "weight_p00":
             continue

@@ -171,7 +171,7 @@ class _PixelUpsample(nn.Module):
             if self.init == "interpolate" and self.in_channels == self.out_channels:
                 nn.init.dirac_(self.weight_pointwise)
             else:
-                nn.init.normal_(self.weight_pointwise, std=self.in_channels**-0.5)
+                kernels.draw_preserving_variance(self.weight_pointwise)
 
     def _upsample(self, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
         raise NotImplementedError
