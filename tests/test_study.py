@@ -36,7 +36,8 @@ from pixeldcl_plugin.study import (
     write_summary,
 )
 from pixeldcl_plugin.study.execute import fingerprint, held_out_indices, validation_history
-from pixeldcl_plugin.study.tables import last_change, markdown_table, paired_interval
+from pixeldcl_plugin.study.report import difference_table, markdown_table
+from pixeldcl_plugin.study.summary import difference, last_change, paired_interval
 
 ROOT = Path(__file__).parents[1]
 
@@ -87,6 +88,7 @@ def test_runs_take_one_seed_of_every_arm_in_turn(raw: dict[str, Any], tmp_path: 
         (lambda raw: raw.pop("arms"), "'arms' is missing"),
         (lambda raw: raw.update(referense=1), r"unknown keys \['referense'\]"),
         (lambda raw: raw.update(reference="nobody"), "'nobody' is none of the arms"),
+        (lambda raw: raw.update(also_compare_to=["deconv-k4", "x"]), "also_compare_to 'x' is none of"),
         (lambda raw: raw.update(seeds=[0, 0]), "different integers"),
         (lambda raw: raw.update(name="a/b"), "'a/b'"),
         (lambda raw: raw["arms"].update(odd=3), "must be a mapping, got 3"),
@@ -261,22 +263,39 @@ def test_summary_pairs_equal_seeds_only(raw: dict[str, Any], tmp_path: Path) -> 
     rows = [_row("deconv-k4", 0, 10.0), _row("deconv-k4", 1, 30.0)]
     rows += [_row("pixeldcl", 0, 12.0), _row("pixeldcl", 1, 31.0), _row("pixeldcl", 2, 99.0)]
     rows += [_row("pixeldcl", 0, 1.0, stage="select")]
-    deconv, pixeldcl = summarise(study, rows)
-    assert (deconv.mean, deconv.difference) == (20.0, 0.0)
-    assert pixeldcl.difference == pytest.approx(1.5)
-    assert pixeldcl.pairs == 2
-    assert pixeldcl.mean == pytest.approx((12 + 31 + 99) / 3)
-    table = markdown_table(study, [deconv, pixeldcl])
+    summaries = summarise(study, rows)
+    deconv, pixeldcl = summaries["deconv-k4"], summaries["pixeldcl"]
+    assert deconv.mean("mIoU") == 20.0
+    assert pixeldcl.mean("mIoU") == pytest.approx((12 + 31 + 99) / 3)
+    gain = difference(pixeldcl, deconv)
+    assert (gain.mean, gain.pairs) == (pytest.approx(1.5), 2)
+    table = markdown_table(study, summaries)
     assert "+1.50 [-4.85, +7.85]" in table
     assert "| 2.00 |" in table  # parameters in millions
     timed = [{**rows[0], "train_ms": 4.0}, {**rows[1], "train_ms": math.nan}]  # resumed at its end
-    assert summarise(study, timed)[0].means["train_ms"] == 4.0
+    assert summarise(study, timed)["deconv-k4"].mean("train_ms") == 4.0
     flattened = summarise(study, [{**row, "history": "1:3.00 2:4.25"} for row in rows])
     assert "+1.25 [+1.25, +1.25]" in markdown_table(study, flattened)
     study.out.mkdir()
     written = write_summary(study, rows)
     assert [path.suffix for path in written] == [".md", ".png"]
     assert all(path.stat().st_size for path in written)
+    assert written[0].read_text() == table
+
+
+def test_arms_are_compared_to_further_ones(raw: dict[str, Any], tmp_path: Path) -> None:
+    raw["also_compare_to"] = ["pixeldcl"]
+    study = load_study(_write(raw, tmp_path))
+    rows = [_row("deconv-k4", seed, 10.0 * seed, mBIoU=5.0 + seed) for seed in (0, 1)]
+    rows += [_row("pixeldcl", 0, 2.0, mBIoU=4.0), _row("pixeldcl", 1, 9.0, mBIoU=math.nan)]
+    table = difference_table(study, summarise(study, rows))
+    head, _, first, second = table.splitlines()
+    assert "| mIoU minus pixeldcl [95 %] | Boundary IoU minus pixeldcl [95 %] |" in head
+    assert first == "| pixeldcl | reference | reference |"
+    # -2 and +1; a seed without a finite score is no pair.
+    assert second == "| deconv-k4 | -0.50 [-19.56, +18.56] | too few pairs |"
+    study.out.mkdir()
+    assert write_summary(study, rows)[0].read_text().endswith("\n\n" + table)
 
 
 def test_summary_takes_the_chosen_rate_only(raw: dict[str, Any], tmp_path: Path) -> None:
@@ -293,7 +312,7 @@ def test_summary_takes_the_chosen_rate_only(raw: dict[str, Any], tmp_path: Path)
     ]
     rows += [_row("pixeldcl-kaiming", 0, 3.0, learning_rate=0.02), _row("pixeldcl-kaiming", 0, 4.0)]
     rows += rows[1:2]  # whichever stands last in the file
-    assert {s.arm: s.mean for s in summarise(study, rows)} == {
+    assert {name: s.mean("mIoU") for name, s in summarise(study, rows).items()} == {
         "deconv-k4": 10.0,
         "pixeldcl": 7.0,
         "pixeldcl-kaiming": 4.0,

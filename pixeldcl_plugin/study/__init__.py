@@ -1,14 +1,17 @@
 """Studies: configs x seeds, run to the end whatever interrupts them, and compared by pairs of equal seeds.
 
 ``plan`` reads what is to be run, ``execute`` trains and scores one run, ``pool`` keeps several processes
-busy, ``conduct`` runs what is left of a study, ``tables`` holds the results and what they say.
+busy, ``conduct`` runs what is left of a study, ``results`` holds a row a run, ``summary`` compares the arms
+and ``report`` writes the tables and the picture.
 """
 
 from .conduct import conduct, find_run, results_of, runs_left
 from .execute import execute, run_config
 from .plan import Arm, Run, Selection, Study, load_study
 from .pool import run_all
-from .tables import ResultFile, choose_learning_rates, summarise, write_summary
+from .report import write_summary
+from .results import ResultFile, choose_learning_rates
+from .summary import summarise
 
 __all__ = [
     "Arm",

@@ -10,7 +10,7 @@ from ..cli import UsageError, notify
 from .execute import fingerprint, run_config
 from .plan import Run, Study
 from .pool import run_all
-from .tables import ResultFile, choose_learning_rates, selection_scores
+from .results import ResultFile, choose_learning_rates, selection_scores
 
 
 def results_of(study: Study) -> ResultFile:

@@ -82,13 +82,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """A set of arms compared on one task under one schedule."""
+    """A set of arms compared on one task under one schedule.
+
+    All are compared to ``reference``, and in a table of its own to each of ``also_compare_to``.
+    """
 
     name: str
     arms: tuple[Arm, ...]
     reference: str
     selection: Selection | None
     out: Path
+    also_compare_to: tuple[str, ...] = ()
 
     def arm(self, name: str) -> Arm:
         """Return the arm of that name."""
@@ -131,12 +135,12 @@ class Study:
 def load_study(path: str | Path) -> Study:
     """Read a study.
 
-    The file holds ``name``, ``config``, ``seeds``, ``reference`` (the arm that others are compared to) and
-    ``arms``: by name, each with ``upsampler`` (what stands at the key ``upsampler_key``) or ``options``
-    (dotted keys as in --cfg-options), and if they differ from the study's, ``config`` and ``seeds``.
-    ``options`` at the top apply to all. ``learning_rate`` (``grid``, ``widen``, ``held_out``, ``seed``,
-    ``options``) asks for a selection; an arm with ``learning_rate_of`` takes another's. ``out`` is the
-    folder of the results.
+    The file holds ``name``, ``config``, ``seeds``, ``reference`` (the arm that others are compared to;
+    ``also_compare_to`` lists further ones) and ``arms``: by name, each with ``upsampler`` (what stands at
+    the key ``upsampler_key``) or ``options`` (dotted keys as in --cfg-options), and if they differ from the
+    study's, ``config`` and ``seeds``. ``options`` at the top apply to all. ``learning_rate`` (``grid``,
+    ``widen``, ``held_out``, ``seed``, ``options``) asks for a selection; an arm with ``learning_rate_of``
+    takes another's. ``out`` is the folder of the results.
 
     Raises:
         UsageError: If the file is missing, is no YAML, or does not say the above; the message names the key.
@@ -181,6 +185,7 @@ def load_study(path: str | Path) -> Study:
         reference=top.take("reference", str),
         selection=selection,
         out=Path(top.take("out", str, f"work_dirs/studies/{name}")),
+        also_compare_to=tuple(top.take("also_compare_to", list, [])),
     )
     top.close()
     _check(study, str(path))
@@ -253,8 +258,10 @@ def _selection(raw: Any, where: str) -> Selection | None:
 
 def _check(study: Study, path: str) -> None:
     names = [arm.name for arm in study.arms]
-    if study.reference not in names:
-        raise UsageError(f"{path}: reference {study.reference!r} is none of the arms {names}")
+    for key, others in (("reference", (study.reference,)), ("also_compare_to", study.also_compare_to)):
+        for other in others:
+            if other not in names:
+                raise UsageError(f"{path}: {key} {other!r} is none of the arms {names}")
     for arm in study.arms:
         if arm.learning_rate_of not in names or study.arm(arm.learning_rate_of).learning_rate_of not in (
             arm.learning_rate_of,
