@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .cli import UsageError
+from .files import written_whole
 from .pictures import image_size, overlay, read_image, save_index_png
 from .segmenter import Maps, Prediction, Segmenter
 from .zoo_download import file_sha256
@@ -225,21 +226,10 @@ def _check_probabilities(image: Path, classes: int) -> None:
 
 
 def _write(job: Job, image: np.ndarray, prediction: Prediction, segmenter: Segmenter) -> None:
-    _whole(job.overlay, Image.fromarray(overlay(image, prediction.labels, segmenter.palette)).save)
-    _whole(job.labels, lambda file: save_index_png(prediction.labels, segmenter.palette, file))
+    with written_whole(job.overlay) as part:
+        Image.fromarray(overlay(image, prediction.labels, segmenter.palette)).save(part)
+    with written_whole(job.labels) as part:
+        save_index_png(prediction.labels, segmenter.palette, part)
     if job.probabilities is not None and prediction.maps is not None:
-        maps, classes = prediction.maps, np.array(segmenter.classes)
-        _whole(
-            job.probabilities,
-            lambda file: np.savez_compressed(file, probabilities=maps, classes=classes),
-        )
-
-
-def _whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Make a file appear only when it is complete: a killed run leaves no half of one."""
-    partial = file.with_name(f".partial-{file.name}")
-    try:
-        write(partial)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+        with written_whole(job.probabilities) as part:
+            np.savez_compressed(part, probabilities=prediction.maps, classes=np.array(segmenter.classes))

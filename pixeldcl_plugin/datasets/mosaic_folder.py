@@ -25,6 +25,7 @@ from pixeldcl_plugin.datasets.mosaic_synthesis import (
     cut_sources,
     load_photos,
 )
+from pixeldcl_plugin.files import part_of, written_whole
 
 MARKER = "photo_mosaic.json"
 IMAGE_DIR = "JPEGImages"
@@ -133,7 +134,7 @@ def _claim(out: Path, parameters: MosaicParameters) -> bool:
     out.mkdir(parents=True, exist_ok=True)
     marker = out / MARKER
     if not marker.is_file():
-        if {file.name for file in out.iterdir()} - {_part(marker).name}:
+        if {file.name for file in out.iterdir()} - {part_of(marker).name}:
             raise FileExistsError(
                 f"{out} is not empty and was not written by this tool (no {MARKER} in it); "
                 "choose a new or empty folder"
@@ -163,8 +164,8 @@ def _content(parameters: MosaicParameters, *, complete: bool) -> dict[str, int]:
 def _save_image(file: Path, image: npt.NDArray[np.float32]) -> None:
     picture = Image.fromarray(np.rint(image * 255).astype(np.uint8))
     # No chroma subsampling: it would smear colour across the thin regions.
-    picture.save(_part(file), format="JPEG", quality=95, subsampling=0)
-    _part(file).replace(file)
+    with written_whole(file) as part:
+        picture.save(part, format="JPEG", quality=95, subsampling=0)
 
 
 def _save_label(file: Path, label: npt.NDArray[np.uint8]) -> None:
@@ -173,8 +174,8 @@ def _save_label(file: Path, label: npt.NDArray[np.uint8]) -> None:
     colors[VOID] = _VOID_COLOR
     picture = Image.fromarray(label)
     picture.putpalette(colors.tobytes())
-    picture.save(_part(file), format="PNG")
-    _part(file).replace(file)
+    with written_whole(file) as part:
+        picture.save(part, format="PNG")
 
 
 def _save_marker(file: Path, parameters: MosaicParameters, *, complete: bool) -> None:
@@ -182,10 +183,5 @@ def _save_marker(file: Path, parameters: MosaicParameters, *, complete: bool) ->
 
 
 def _save_text(file: Path, text: str) -> None:
-    _part(file).write_text(text)
-    _part(file).replace(file)
-
-
-def _part(file: Path) -> Path:
-    """Where a file is written before it takes its name: a kill leaves no half file behind."""
-    return file.with_name(f"{file.name}.part")
+    with written_whole(file) as part:
+        part.write_text(text, encoding="utf-8")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cli import UsageError
+from ..files import written_whole
 from .plan import Run, Study
 
 Row = dict[str, Any]
@@ -48,12 +49,10 @@ class ResultFile:
         self.rows.append({key: str(value) for key, value in row.items()})
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        with partial.open("w", newline="") as file:
+        with written_whole(self.path) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
-        partial.replace(self.path)
 
 
 def selection_scores(rows: Sequence[Row], metric: str = "mIoU") -> dict[str, dict[float, float]]:
