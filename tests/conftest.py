@@ -136,15 +136,16 @@ def tiny_config(tiny_config_text: str, tmp_path: Path) -> Path:
 def run_tool() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs Python as a user would at the root of the repository, on one thread, without a display.
 
-    Keyword arguments are environment variables; PYTHONPATH is searched after the repository.
+    Keyword arguments but ``timeout`` (seconds) are environment variables; PYTHONPATH is searched after the
+    repository.
     """
 
-    def run(*args: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(*args: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         env["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
         for display in ("DISPLAY", "WAYLAND_DISPLAY"):
             env.pop(display, None)
         command = [sys.executable, *map(str, args)]
-        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
 
     return run
