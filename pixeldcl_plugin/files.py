@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["part_of", "written_whole"]
+__all__ = ["part_of", "write_text_whole", "written_whole"]
 
 
 def part_of(file: Path) -> Path:
@@ -30,3 +30,9 @@ def written_whole(file: Path) -> Iterator[Path]:
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text_whole(file: Path, text: str) -> None:
+    """Write a text in UTF-8, as :func:`written_whole` does."""
+    with written_whole(file) as part:
+        part.write_text(text, encoding="utf-8")

@@ -18,7 +18,7 @@ from urllib.parse import urlparse
 import yaml
 
 from .cli import UsageError
-from .files import written_whole
+from .files import write_text_whole
 
 __all__ = ["ModelIndexError", "Release", "ZooRoot", "append_release", "load_releases"]
 
@@ -215,8 +215,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _write_yaml(file: Path, content: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
-    with written_whole(file) as part:
-        part.write_text(_HEADER + text, encoding="utf-8")
+    write_text_whole(file, _HEADER + text)
 
 
 def load_releases(root: ZooRoot) -> list[Release]:

@@ -28,7 +28,7 @@ from PIL import Image
 
 from pixeldcl_plugin.datasets.coco_annotations import ImageRecord, bit_shift_color, read_annotations
 from pixeldcl_plugin.datasets.coco_masks import paint
-from pixeldcl_plugin.files import part_of, written_whole
+from pixeldcl_plugin.files import part_of, write_text_whole, written_whole
 
 MARKER = "coco_detection.{split}.json"
 
@@ -96,7 +96,7 @@ def convert(
         for done, written in enumerate(run(partial(_complete, images, masks), records), start=1):
             painted += written
             on_progress("paint", done, total)
-        _save_text(listing, "".join(f"{record.name}\n" for record in records))
+        write_text_whole(listing, "".join(f"{record.name}\n" for record in records))
         for done, problem in enumerate(run(partial(_problem, masks), records), start=1):
             if problem:
                 raise ValueError(f"verification failed: {problem}")
@@ -224,9 +224,4 @@ def _save_mask(file: Path, labels: npt.NDArray[np.uint8]) -> None:
 
 
 def _save_marker(file: Path, digest: str, *, complete: bool) -> None:
-    _save_text(file, json.dumps(_content(digest, complete=complete), indent=2) + "\n")
-
-
-def _save_text(file: Path, text: str) -> None:
-    with written_whole(file) as part:
-        part.write_text(text, encoding="utf-8")
+    write_text_whole(file, json.dumps(_content(digest, complete=complete), indent=2) + "\n")

@@ -25,7 +25,7 @@ from pixeldcl_plugin.datasets.mosaic_synthesis import (
     cut_sources,
     load_photos,
 )
-from pixeldcl_plugin.files import part_of, written_whole
+from pixeldcl_plugin.files import part_of, write_text_whole, written_whole
 
 MARKER = "photo_mosaic.json"
 IMAGE_DIR = "JPEGImages"
@@ -118,7 +118,7 @@ def write_mosaic(
                 _save_label(label_file, label)
             on_image()
     for split, file in lists.items():
-        _save_text(file, "".join(f"{name}\n" for name in names[split]))
+        write_text_whole(file, "".join(f"{name}\n" for name in names[split]))
     _save_marker(out / MARKER, parameters, complete=True)
     return True
 
@@ -179,9 +179,4 @@ def _save_label(file: Path, label: npt.NDArray[np.uint8]) -> None:
 
 
 def _save_marker(file: Path, parameters: MosaicParameters, *, complete: bool) -> None:
-    _save_text(file, json.dumps(_content(parameters, complete=complete), indent=2) + "\n")
-
-
-def _save_text(file: Path, text: str) -> None:
-    with written_whole(file) as part:
-        part.write_text(text, encoding="utf-8")
+    write_text_whole(file, json.dumps(_content(parameters, complete=complete), indent=2) + "\n")

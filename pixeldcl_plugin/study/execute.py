@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .. import console, preflight, runtime
 from ..checkerboard import nyquist_energy
 from ..compat import enable_safe_loading, installed_distribution
-from ..files import written_whole
+from ..files import write_text_whole
 from .plan import Run, Study
 
 #: Scored beside the metrics of the config, where it does not ask for them itself.
@@ -173,8 +173,7 @@ def execute(study: Study, run: Run, work_dir: str | Path) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
     }
     row = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
-    with written_whole(folder / RESULT) as part:
-        part.write_text(json.dumps(row, indent=1))
+    write_text_whole(folder / RESULT, json.dumps(row, indent=1))
     return row
 
 
