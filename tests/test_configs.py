@@ -29,7 +29,7 @@ CONFIGS = sorted(
     for path in (ROOT / "configs").rglob("*.py")
     if "_base_" not in path.relative_to(ROOT).parts and not path.name.startswith("vae_")
 )
-TAG = re.compile(r"-(?:deconv(?:-k\d+)?|ipixeldcl|pixeldcl)(?=_)")
+TAG = re.compile(r"-(?:deconv(?:-k\d+)?|ipixeldcl|pixeldcl(?:-separable)?)(?=_)")
 #: The files of each family, by the name without the upsampler's tag, then by the tag.
 FAMILIES: dict[str, dict[str, str]] = {}
 for _path in CONFIGS:
@@ -44,16 +44,22 @@ SYSTEMS = {
         ("unet-s5-d16", "-k6", ["voc12aug", "coco_detection", "coco_stuff164k"]),
         ("fcn_r50-d8", "", ["voc12aug", "coco_stuff10k", "coco_stuff164k"]),
         ("unethead_resnet50", "-k4", ["voc12aug", "camvid"]),
-        ("unethead_lite0", "-k4", ["voc12aug", "camvid", "voc12_subset"]),
+        ("unethead_lite0", "-k4", ["voc12aug"]),
         ("unet-s5-d16-c16", "-k4", ["camvid", "voc12_subset", "photo_mosaic", "coco128"]),
     ]
     for folder in folders
-} | {"voc12aug/deeplabv3_r101-d8_*.py": ["-deconv", *PIXELDCLS]}
+} | {
+    "voc12aug/deeplabv3_r101-d8_*.py": ["-deconv", *PIXELDCLS],
+    **{
+        f"{folder}/unethead_lite0_*.py": ["", "-deconv-k4", *PIXELDCLS, "-pixeldcl-separable"]
+        for folder in ("camvid", "voc12_subset")
+    },
+}
 DEEPLAB = "configs/voc12aug/deeplabv3_r101-d8-pixeldcl_4xb4-ft-10k_voc12aug-512x512.py"
 
 
 def test_there_are_configs() -> None:
-    assert len(CONFIGS) >= 63
+    assert len(CONFIGS) >= 65
     assert sum(len(members) for members in FAMILIES.values()) == len(CONFIGS)
 
 
@@ -161,8 +167,10 @@ def test_a_family_differs_only_in_its_upsampler(family: str) -> None:
             assert kind == "DeconvModule"
             assert tag in ("-deconv", f"-deconv-k{upsampler['kernel_size']}")
         else:
-            allowed = {"-pixeldcl": ["PixelDCL"], "-ipixeldcl": ["IPixelDCL"], "": ["InterpConv", None]}
-            assert kind in allowed[tag]
+            allowed = {"pixeldcl": ["PixelDCL"], "ipixeldcl": ["IPixelDCL"], "": ["InterpConv", None]}
+            name, _, form = tag.removeprefix("-").partition("-")
+            assert kind in allowed[name]
+            assert (upsampler or {}).get("separable", False) is (form == "separable")
 
 
 def test_stock_members_are_those_of_mmseg() -> None:

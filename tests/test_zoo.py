@@ -132,7 +132,7 @@ def test_unknown_names_and_models_without_weights(root: ZooRoot) -> None:
 def test_a_model_without_weights_reads_none(root: ZooRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not those of an ImageNet encoder either, whose file is not shipped; and says nothing of it."""
     pytest.importorskip("timm")
-    (name,) = list_models("unethead_lite0-pixeldcl*camvid*")
+    (name,) = list_models("unethead_lite0-pixeldcl_*camvid*")
     monkeypatch.chdir(root.folder)
     model = create_model(name, pretrained=False, overrides={"decode_head.dropout_ratio": 0.25})
     assert model.decode_head.dropout.p == 0.25
