@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..files import write_text_whole
 from .plan import Study
 from .results import Row
 from .summary import Summary, difference, summarise
@@ -40,7 +41,7 @@ def write_summary(study: Study, rows: Sequence[Row], metric: str = "mIoU") -> li
     text = markdown_table(study, summaries, metric)
     if study.also_compare_to:
         text += "\n" + difference_table(study, summaries)
-    table.write_text(text)
+    write_text_whole(table, text)
     _plot(study, summaries, metric, picture)
     return [table, picture]
 
