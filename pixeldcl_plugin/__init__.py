@@ -1,48 +1,68 @@
-"""PixelDCL and iPixelDCL for MMSegmentation; importing the package registers everything."""
+"""Learned upsampling for MMSegmentation: importing the package registers everything.
 
-from . import compat
+Without MMSegmentation the layers work all the same: they are plain torch. Public names are looked up when
+they are first used, so that what draws, converts or analyses is imported only by those who ask for it.
+"""
 
-compat.setup()  # before anything below reads a config or imports mmseg
+from __future__ import annotations
 
-from . import (  # noqa: E402
-    backbones,
-    datasets,
-    decode_heads,
-    functional,
-    hooks,
-    metrics,
-    optim,
-    peers,
-    unet_head,
-    upsamplers,
-    vae,
-    vae_pictures,
-)
-from .layers import IPixelDCL, PixelDCL  # noqa: E402
-from .segmenter import Segmenter  # noqa: E402
-from .zoo import create_model, list_models, load_weights, model_info  # noqa: E402
+import importlib
+import importlib.util
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "IPixelDCL",
-    "PixelDCL",
-    "Segmenter",
-    "__version__",
-    "backbones",
-    "create_model",
-    "datasets",
-    "decode_heads",
-    "functional",
-    "hooks",
-    "list_models",
-    "load_weights",
-    "metrics",
-    "model_info",
-    "optim",
-    "peers",
-    "unet_head",
-    "upsamplers",
-    "vae",
-    "vae_pictures",
-]
+#: Public name -> the module that has it.
+_NAMES = {
+    "DySample": "layers.dysample",
+    "IPixelDCL": "layers.pixel_dcl",
+    "PixelDCL": "layers.pixel_dcl",
+    "PixelShuffleICNR": "layers.pixel_shuffle",
+    "Segmenter": "apis.segmenter",
+    "TorchCARAFE": "layers.carafe",
+    "create_model": "zoo.models",
+    "list_models": "zoo.models",
+    "load_weights": "zoo.models",
+    "model_info": "zoo.models",
+}
+#: Modules that were once found at the top -> where they are.
+_MODULES = {
+    "backbones": "models.backbones",
+    "decode_heads": "models.decode_heads",
+    "functional": "layers.functional",
+    "hooks": "engine.hooks",
+    "metrics": "evaluation",
+    "optim": "engine.optim",
+    "peers": "layers",
+    "unet_head": "models.unet_head",
+    "upsamplers": "models.upsamplers",
+    "vae": "models.vae",
+    "vae_pictures": "visualization.vae_pictures",
+}
+
+__all__ = [*sorted(_NAMES), *sorted(_MODULES), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+    if name in _MODULES:
+        return importlib.import_module(f".{_MODULES[name]}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _register() -> None:
+    """Register models, datasets, metrics and hooks with MMEngine."""
+    from .utils import compat
+
+    compat.setup()  # before anything below reads a config or imports mmseg
+    for family in ("models", "datasets", "evaluation", "engine", "visualization"):
+        importlib.import_module(f".{family}", __name__)
+
+
+if importlib.util.find_spec("mmseg") is not None:
+    _register()

@@ -9,8 +9,9 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 
-from pixeldcl_plugin import publish, zoo
-from pixeldcl_plugin.zoo_index import Release, ZooRoot
+from pixeldcl_plugin.zoo import models as zoo
+from pixeldcl_plugin.zoo import publishing as publish
+from pixeldcl_plugin.zoo.index import Release, ZooRoot
 
 MODEL = "unet-tiny-pixeldcl"
 UPSAMPLED = "unet-tiny-upsampled"

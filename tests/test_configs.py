@@ -20,8 +20,8 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch import nn
 
-from pixeldcl_plugin.compat import resolve_config
-from pixeldcl_plugin.runtime import leaf_datasets, load_config
+from pixeldcl_plugin.engine.runtime import leaf_datasets, load_config
+from pixeldcl_plugin.utils.compat import resolve_config
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(

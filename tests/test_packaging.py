@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from released import MODEL, make_root, release
 
-from pixeldcl_plugin.zoo_index import ZooRoot
+from pixeldcl_plugin.zoo.index import ZooRoot
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("README.md", "LICENSE", "MANIFEST.in", "setup.py", "pyproject.toml", "model-index.yml",
@@ -28,7 +28,7 @@ from mmseg.apis import inference_model
 from safetensors.torch import load_file
 import pixeldcl_plugin
 from pixeldcl_plugin import create_model, list_models, model_info
-from pixeldcl_plugin.compat import resolve_config
+from pixeldcl_plugin.utils.compat import resolve_config
 
 name, environment = sys.argv[1:]
 package = Path(pixeldcl_plugin.__file__).parent
@@ -151,7 +151,7 @@ def test_an_editable_install_follows_the_repository(source: Path, environment: P
         assert (mim / name).is_symlink()
         assert (mim / name).resolve() == source / name
     code = (
-        "import pixeldcl_plugin as p; from pixeldcl_plugin.zoo_index import ZooRoot;"
+        "import pixeldcl_plugin as p; from pixeldcl_plugin.zoo.index import ZooRoot;"
         "root = ZooRoot.of_package().folder;"
         "print(p.list_models(pretrained=True), root, type(p.create_model(%r)).__name__)"
     )

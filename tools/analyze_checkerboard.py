@@ -18,19 +18,20 @@ from mmengine.config import DictAction
 from mmengine.registry import init_default_scope
 
 import pixeldcl_plugin
-from pixeldcl_plugin import cli, console
-from pixeldcl_plugin.checkerboard_analysis import (
+from pixeldcl_plugin.analysis.checkerboard import (
     Analysis,
     analyze_layer,
     analyze_model,
     profile_bins,
     profile_of_images,
 )
-from pixeldcl_plugin.checkerboard_models import load_model, model_names, pair_models
-from pixeldcl_plugin.checkerboard_report import print_table, write_figure
-from pixeldcl_plugin.compat import enable_safe_loading
-from pixeldcl_plugin.inference_folder import find_images
-from pixeldcl_plugin.pictures import read_image
+from pixeldcl_plugin.analysis.models import load_model, model_names, pair_models
+from pixeldcl_plugin.analysis.report import print_table, write_figure
+from pixeldcl_plugin.apis.folders import find_images
+from pixeldcl_plugin.engine import console
+from pixeldcl_plugin.utils import cli
+from pixeldcl_plugin.utils.compat import enable_safe_loading
+from pixeldcl_plugin.visualization.pictures import read_image
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

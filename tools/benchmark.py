@@ -17,9 +17,9 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from pixeldcl_plugin import benchmark
-from pixeldcl_plugin.benchmark_report import print_table, write_csv, write_plot
-from pixeldcl_plugin.cli import UsageError, user_errors
+from pixeldcl_plugin.benchmark import measure as benchmark
+from pixeldcl_plugin.benchmark.report import print_table, write_csv, write_plot
+from pixeldcl_plugin.utils.cli import UsageError, user_errors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

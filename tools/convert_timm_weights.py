@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pixeldcl_plugin  # noqa: F401  (finds the installed distribution of mmseg)
-from pixeldcl_plugin import cli, console, pretrained
+from pixeldcl_plugin.engine import console
+from pixeldcl_plugin.utils import cli
+from pixeldcl_plugin.zoo import pretrained
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

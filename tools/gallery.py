@@ -12,8 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pixeldcl_plugin
-from pixeldcl_plugin import cli, console, gallery, gallery_figure, preflight, runtime
-from pixeldcl_plugin.compat import enable_safe_loading
+from pixeldcl_plugin.apis import gallery
+from pixeldcl_plugin.engine import console, preflight, runtime
+from pixeldcl_plugin.utils import cli
+from pixeldcl_plugin.utils.compat import enable_safe_loading
+from pixeldcl_plugin.visualization import gallery_figure
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import pixeldcl_plugin
-from pixeldcl_plugin import cli, console, inference_folder, preflight, runtime
-from pixeldcl_plugin.compat import enable_safe_loading
-from pixeldcl_plugin.segmenter import usable_device
+from pixeldcl_plugin.apis import folders as inference_folder
+from pixeldcl_plugin.apis.segmenter import usable_device
+from pixeldcl_plugin.engine import console, preflight, runtime
+from pixeldcl_plugin.utils import cli
+from pixeldcl_plugin.utils.compat import enable_safe_loading
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
-from pixeldcl_plugin import cli, console, preflight, runtime, vae_gallery
-from pixeldcl_plugin.compat import enable_safe_loading
+from pixeldcl_plugin.apis import vae_gallery
+from pixeldcl_plugin.engine import console, preflight, runtime
+from pixeldcl_plugin.utils import cli
+from pixeldcl_plugin.utils.compat import enable_safe_loading
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
 from pixeldcl_plugin import study
-from pixeldcl_plugin.cli import UsageError, user_errors
+from pixeldcl_plugin.utils.cli import UsageError, user_errors
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

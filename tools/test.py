@@ -9,8 +9,9 @@ import argparse
 from collections.abc import Sequence
 
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
-from pixeldcl_plugin import cli, console, preflight, runtime
-from pixeldcl_plugin.compat import enable_safe_loading
+from pixeldcl_plugin.engine import console, preflight, runtime
+from pixeldcl_plugin.utils import cli
+from pixeldcl_plugin.utils.compat import enable_safe_loading
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -10,8 +10,10 @@ import argparse
 from collections.abc import Sequence
 
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
-from pixeldcl_plugin import cli, console, preflight, reports, runtime
-from pixeldcl_plugin.compat import enable_safe_loading
+from pixeldcl_plugin.engine import console, preflight, runtime
+from pixeldcl_plugin.utils import cli
+from pixeldcl_plugin.utils.compat import enable_safe_loading
+from pixeldcl_plugin.visualization import reports
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

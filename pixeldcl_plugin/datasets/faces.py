@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pixeldcl_plugin.checks import check_choice, check_positive
-from pixeldcl_plugin.datasets.image_files import ImageFiles
+from ..layers.arguments import check_choice, check_positive
+from .image_files import ImageFiles
 
 SPLITS = ("train", "val", "test")
 

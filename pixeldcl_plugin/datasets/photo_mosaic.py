@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
-from pixeldcl_plugin.datasets.mosaic_synthesis import CLASSES, PALETTE
+from .converters.mosaic_synthesis import CLASSES, PALETTE
 
 
 @DATASETS.register_module()

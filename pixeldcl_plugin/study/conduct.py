@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .. import preflight
-from ..cli import UsageError, notify
+from ..engine import preflight
+from ..utils.cli import UsageError, notify
 from .execute import fingerprint, run_config
 from .plan import Run, Study
 from .pool import run_all

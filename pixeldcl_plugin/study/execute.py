@@ -21,10 +21,10 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import console, preflight, runtime
-from ..checkerboard import nyquist_energy
-from ..compat import enable_safe_loading, installed_distribution
-from ..files import write_text_whole
+from ..engine import console, preflight, runtime
+from ..evaluation.checkerboard import nyquist_energy
+from ..utils.compat import enable_safe_loading, installed_distribution
+from ..utils.files import write_text_whole
 from .plan import Run, Study
 
 #: Scored beside the metrics of the config, where it does not ask for them itself.

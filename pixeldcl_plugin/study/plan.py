@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..cli import UsageError
+from ..utils.cli import UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

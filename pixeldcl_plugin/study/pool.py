@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..reports import read_scalars
+from ..visualization.reports import read_scalars
 from .execute import RESULT
 from .plan import Run
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..files import write_text_whole
+from ..utils.files import write_text_whole
 from .plan import Study
 from .results import Row
 from .summary import Summary, difference, summarise

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cli import UsageError
-from ..files import written_whole
+from ..utils.cli import UsageError
+from ..utils.files import written_whole
 from .plan import Run, Study
 
 Row = dict[str, Any]

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the masks; give the exit code (2: the reason is on stderr, what is written stays valid)."""
     args = parse_args(argv)
     try:
-        from pixeldcl_plugin.datasets.coco_folder import convert
+        from pixeldcl_plugin.datasets.converters.coco_folder import convert
     except ModuleNotFoundError as error:
         if error.name != "pycocotools":
             raise

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pixeldcl_plugin.datasets.mosaic_folder import MosaicParameters, write_mosaic
+from pixeldcl_plugin.datasets.converters.mosaic_folder import MosaicParameters, write_mosaic
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

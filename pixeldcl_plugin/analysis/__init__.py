@@ -1,0 +1,1 @@
+"""The checkerboard examined in trained models."""

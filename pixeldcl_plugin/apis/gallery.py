@@ -1,0 +1,120 @@
+"""Which images to compare models on, and where in them the models disagree."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import Compose
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS
+
+from ..utils.cli import UsageError
+from ..visualization.disagreement import Column, disagreement
+from .segmenter import Segmenter
+
+__all__ = ["Samples", "choose", "default_names"]
+
+
+class Samples(Sequence[tuple[str, np.ndarray, np.ndarray | None]]):
+    """Names, RGB images and labels of a config's data as its test pipeline loads them, before any resizing.
+
+    Args:
+        cfg: The config.
+        split: ``'val'`` or ``'test'``.
+
+    Raises:
+        UsageError: If the data set is a wrapper of others.
+    """
+
+    def __init__(self, cfg: Config, split: str) -> None:
+        init_default_scope(cfg.get("default_scope", "mmseg"))
+        dataset = cfg[f"{split}_dataloader"]["dataset"]
+        if "pipeline" not in dataset:
+            kind = dataset.get("type")
+            raise UsageError(f"config: the {split} data are wrapped in {kind!r}, which has no pipeline")
+        self._dataset: Any = DATASETS.build(dataset)
+        self._load = Compose([step for step in dataset["pipeline"] if str(step["type"]).startswith("Load")])
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        loaded = self._load(self._dataset.get_data_info(index))
+        image = np.ascontiguousarray(loaded["img"][..., ::-1]).astype(np.uint8)
+        return Path(loaded["img_path"]).stem, image, loaded.get("gt_seg_map")
+
+
+def choose(
+    samples: Samples,
+    segmenters: Sequence[Segmenter],
+    *,
+    indices: Sequence[int] | None = None,
+    count: int = 4,
+    seed: int | None = None,
+    pool: int = 100,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Column]:
+    """Choose images and predict them.
+
+    Args:
+        samples: The data.
+        segmenters: The models.
+        indices: These images, in this order (negative ones count from the end); or None for those below.
+        count: So many others.
+        seed: Drawn at random with this seed; or None for those on which the models disagree the most, one
+            of every ``count``-th part of the data: neighbours in a video look alike.
+        pool: The disagreement is looked for in about so many images, taken evenly from the data.
+        report: Called with how many images are done and their number.
+
+    Raises:
+        UsageError: If the data are empty or an index is beyond them.
+    """
+    total = len(samples)
+    if total == 0:
+        raise UsageError("the data hold no image")
+    parts = _candidates(total, indices, count, seed, pool)
+    chosen = []
+    done = 0
+    for part in parts:
+        columns = []
+        for index in part:
+            name, image, truth = samples[index]
+            predictions = tuple(segmenter(image) for segmenter in segmenters)
+            columns.append(Column(index, name, image, truth, predictions))
+            done += 1
+            report(done, sum(map(len, parts)))
+        chosen.append(max(columns, key=lambda c: (disagreement(c.predictions, c.truth) > 0).mean()))
+    return chosen
+
+
+def _candidates(
+    total: int, indices: Sequence[int] | None, count: int, seed: int | None, pool: int
+) -> list[list[int]]:
+    """Return groups of images, of each of which one is shown."""
+    if indices is not None:
+        for index in indices:
+            if not -total <= index < total:
+                raise UsageError(f"--indices: {index} is beyond the {total} images of the data")
+        return [[index % total] for index in indices]
+    count = min(count, total)
+    if seed is not None:
+        return [[int(i)] for i in np.sort(np.random.default_rng(seed).choice(total, count, replace=False))]
+    spread = np.unique(np.linspace(0, total - 1, min(max(pool, count), total)).round().astype(int))
+    return [part.tolist() for part in np.array_split(spread, count)]
+
+
+def default_names(configs: Sequence[str]) -> list[str]:
+    """Name models by the parts of their configs' names in which they differ.
+
+    ``unet-c16-deconv-k4_fcn.py`` and ``unet-c16-pixeldcl_fcn.py`` become ``deconv-k4`` and ``pixeldcl``; a
+    name that has nothing which the others lack stays whole.
+    """
+    parts = [re.split(r"[-_]", Path(config).stem) for config in configs]
+    common = set(parts[0]).intersection(*parts[1:])
+    short = ["-".join(part for part in words if part not in common) for words in parts]
+    return [name or Path(config).stem for name, config in zip(short, configs, strict=True)]

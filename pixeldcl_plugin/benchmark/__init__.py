@@ -1,0 +1,1 @@
+"""Upsamplers timed against each other."""

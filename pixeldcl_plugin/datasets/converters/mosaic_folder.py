@@ -1,0 +1,174 @@
+"""The photo mosaic set on disk: PASCAL VOC layout, atomic files, a marker that says whose it is.
+
+The marker (`photo_mosaic.json`) holds the parameters and whether the set is complete. It is what
+allows a second run to recognise its own folder, to continue after an interruption, and to leave
+every other folder alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ...utils.files import part_of, write_text_whole, written_whole
+from .mosaic_synthesis import CLASSES, PALETTE, SPLITS, VOID, compose, cut_sources, load_photos
+
+MARKER = "photo_mosaic.json"
+IMAGE_DIR = "JPEGImages"
+LABEL_DIR = "SegmentationClass"
+LIST_DIR = "ImageSets/Segmentation"
+
+# Raise it whenever the same parameters give other pixels.
+_VERSION = 1
+_VOID_COLOR = (224, 224, 192)
+
+
+@dataclass(frozen=True)
+class MosaicParameters:
+    """What determines every byte of a photo mosaic set.
+
+    Attributes:
+        num_train: Number of training images, at least 1.
+        num_val: Number of validation images, at least 1.
+        size: Height and width of an image in pixels, 32 to 1024.
+        seed: Seed of the set, not negative.
+
+    Raises:
+        ValueError: If a number is outside the range given above.
+    """
+
+    num_train: int = 400
+    num_val: int = 80
+    size: int = 160
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, lowest, highest in (
+            ("num_train", 1, 99_999),
+            ("num_val", 1, 99_999),
+            ("size", 32, 1024),
+            ("seed", 0, 2**63 - 1),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not lowest <= value <= highest:
+                raise ValueError(f"{name} must be an integer in {lowest}..{highest}, got {value!r}")
+
+    def count(self, split: str) -> int:
+        """Give the number of images in a split."""
+        return {"train": self.num_train, "val": self.num_val}[split]
+
+
+def image_name(split: str, index: int) -> str:
+    """Give the file name of an image or label, without suffix."""
+    return f"{split}_{index:05d}"
+
+
+def write_mosaic(
+    out: Path, parameters: MosaicParameters, on_image: Callable[[], None] = lambda: None
+) -> bool:
+    """Write a photo mosaic set, or complete one that was interrupted.
+
+    Every image depends on (seed, split, index) only, so a set completed in two runs has the bytes
+    of one written in a single run.
+
+    Args:
+        out: Folder to write; it must be new, empty, or a set with the same parameters.
+        parameters: What to write.
+        on_image: Called once an image, also for those already there.
+
+    Returns:
+        False if the complete set was already there, else True.
+
+    Raises:
+        FileExistsError: If the folder holds anything else; nothing in it is changed.
+        NotADirectoryError: If the path is a file.
+    """
+    names = {
+        split: [image_name(split, index) for index in range(parameters.count(split))] for split in SPLITS
+    }
+    files = [file for listed in names.values() for name in listed for file in _files_of(out, name)]
+    lists = {split: out / LIST_DIR / f"{split}.txt" for split in SPLITS}
+    if _claim(out, parameters) and all(file.is_file() for file in (*files, *lists.values())):
+        return False
+
+    for folder in (IMAGE_DIR, LABEL_DIR, LIST_DIR):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        sources = cut_sources(load_photos(), split)
+        for index, name in enumerate(names[split]):
+            image_file, label_file = _files_of(out, name)
+            if not (image_file.is_file() and label_file.is_file()):
+                rng = np.random.default_rng((parameters.seed, SPLITS.index(split), index))
+                image, label = compose(sources, parameters.size, rng, first=index % len(CLASSES))
+                _save_image(image_file, image)
+                _save_label(label_file, label)
+            on_image()
+    for split, file in lists.items():
+        write_text_whole(file, "".join(f"{name}\n" for name in names[split]))
+    _save_marker(out / MARKER, parameters, complete=True)
+    return True
+
+
+def _files_of(out: Path, name: str) -> tuple[Path, Path]:
+    return out / IMAGE_DIR / f"{name}.jpg", out / LABEL_DIR / f"{name}.png"
+
+
+def _claim(out: Path, parameters: MosaicParameters) -> bool:
+    """Mark a free folder as ours, or check that it is; give whether its set is complete."""
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out} is a file; --out takes a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    marker = out / MARKER
+    if not marker.is_file():
+        if {file.name for file in out.iterdir()} - {part_of(marker).name}:
+            raise FileExistsError(
+                f"{out} is not empty and was not written by this tool (no {MARKER} in it); "
+                "choose a new or empty folder"
+            )
+        _save_marker(marker, parameters, complete=False)
+        return False
+    try:
+        found = json.loads(marker.read_text())
+    except ValueError:
+        found = None
+    wanted = _content(parameters, complete=True)
+    if not isinstance(found, dict) or found.keys() != wanted.keys():
+        raise FileExistsError(f"{marker} was not written by this tool; choose a new folder")
+    complete = found.pop("complete") is True
+    other = [
+        f"{name}={value!r}, not {wanted[name]}" for name, value in found.items() if value != wanted[name]
+    ]
+    if other:
+        raise FileExistsError(f"{out} holds a photo mosaic set with {'; '.join(other)}; choose a new folder")
+    return complete
+
+
+def _content(parameters: MosaicParameters, *, complete: bool) -> dict[str, int]:
+    return {"version": _VERSION, **asdict(parameters), "complete": complete}
+
+
+def _save_image(file: Path, image: npt.NDArray[np.float32]) -> None:
+    picture = Image.fromarray(np.rint(image * 255).astype(np.uint8))
+    # No chroma subsampling: it would smear colour across the thin regions.
+    with written_whole(file) as part:
+        picture.save(part, format="JPEG", quality=95, subsampling=0)
+
+
+def _save_label(file: Path, label: npt.NDArray[np.uint8]) -> None:
+    colors = np.zeros((256, 3), dtype=np.uint8)
+    colors[: len(PALETTE)] = PALETTE
+    colors[VOID] = _VOID_COLOR
+    picture = Image.fromarray(label)
+    picture.putpalette(colors.tobytes())
+    with written_whole(file) as part:
+        picture.save(part, format="PNG")
+
+
+def _save_marker(file: Path, parameters: MosaicParameters, *, complete: bool) -> None:
+    write_text_whole(file, json.dumps(_content(parameters, complete=complete), indent=2) + "\n")

@@ -1,0 +1,242 @@
+"""Hooks that make a run exactly resumable and its checkpoints safe to load."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner, set_random_seed
+
+from ..utils.compat import CheckpointError
+
+RandomState = dict[str, Any]
+
+
+def get_random_state() -> RandomState:
+    """Returns the state of the random generators of Python, NumPy and torch (CPU, current GPU).
+
+    Tensors, numbers and None only, so that it can stand in a checkpoint which
+    ``torch.load(weights_only=True)`` reads.
+    """
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state: RandomState = {
+        "python": {"version": version, "internal": torch.tensor(internal), "gauss": gauss},
+        "numpy": {
+            "name": str(name),
+            "keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "cached": float(cached),
+        },
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: RandomState) -> None:
+    """Restores what :func:`get_random_state` returned; tensors may be on any device."""
+    python, numpy = state["python"], state["numpy"]
+    random.setstate((python["version"], tuple(python["internal"].tolist()), python["gauss"]))
+    keys = numpy["keys"].cpu().numpy().astype(np.uint32)
+    np.random.set_state((numpy["name"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+class _RestoreAfter:
+    """Iterates over ``batches`` and restores a random state after the first ``skip`` of them."""
+
+    def __init__(self, batches: Iterator[Any], skip: int, state: RandomState) -> None:
+        self._batches = batches
+        self._left = skip
+        self._state = state
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        batch = next(self._batches)
+        if self._left > 0:
+            self._left -= 1
+            if self._left == 0:
+                set_random_state(self._state)
+        return batch
+
+
+@HOOKS.register_module()
+class RandomStateHook(Hook):
+    """Makes a resumed run draw the same random numbers as one that was never interrupted.
+
+    With 0 data workers a resumed run repeats the uninterrupted one exactly: dropout, augmentation
+    and the order of the data. Workers keep generators of their own that no checkpoint sees; then
+    only the order of the data is the same.
+
+    - The state of the generators goes into each checkpoint and is restored before the first batch.
+    - Validation leaves the state as it found it: whether and when it runs changes nothing.
+    - The training loader gets a generator of its own, because an iterator over it draws a number
+      when it is made, and a resumed run makes it at another point of the random sequence.
+
+    Checkpoints hold the state of rank 0. Ranks start with equal states, so the others resume from
+    it too, or from a seed of their own where ``randomness`` has ``diff_rank_seed=True``.
+    """
+
+    # Before validation ahead of every hook that draws; at the same point when resuming.
+    priority = "VERY_HIGH"
+
+    def __init__(self) -> None:
+        self._loaded = False
+        self._resumed: RandomState | None = None
+        self._before_val: RandomState | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Gives the training loader its own generator for the seeds of its workers."""
+        runner.train_dataloader.generator = torch.Generator().manual_seed(runner.seed)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keeps the state that a checkpoint holds until training starts."""
+        self._loaded = True
+        self._resumed = checkpoint.get("random_state")
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Restores the state at the last hook before the first batch of a resumed run."""
+        resuming = self._loaded and runner.iter > 0  # At 0 weights were loaded, nothing resumed.
+        state, self._loaded, self._resumed = self._resumed, False, None
+        if not resuming:
+            return
+        if state is None:
+            runner.logger.warning(
+                "The checkpoint holds no random state: the resumed run is valid, but not the one "
+                "that would have followed without interruption."
+            )
+            return
+        if get_rank() > 0 and runner.cfg.get("randomness", {}).get("diff_rank_seed"):
+            set_random_seed(runner.seed + runner.iter, diff_rank_seed=True)
+            state = get_random_state()
+        set_random_state(state)
+        batches = getattr(runner.train_loop, "dataloader_iterator", None)
+        if batches is not None and not hasattr(batches, "skip_iter"):
+            # OpenMMLab's loop skips by loading and dropping the batches, which draws numbers.
+            runner.train_loop.dataloader_iterator = _RestoreAfter(batches, runner.iter, state)
+
+    def before_val(self, runner: Runner) -> None:
+        """Keeps the state during validation."""
+        self._before_val = get_random_state()
+
+    def after_val(self, runner: Runner) -> None:
+        """Restores the state from before validation."""
+        if self._before_val is not None:
+            set_random_state(self._before_val)
+            self._before_val = None
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Adds the state to a checkpoint; within validation, that from before it."""
+        checkpoint["random_state"] = self._before_val or get_random_state()
+
+
+@HOOKS.register_module()
+class PlainCheckpointHook(Hook):
+    """Saves checkpoints as tensors and plain data, which ``weights_only=True`` loads.
+
+    MMEngine's own checkpoints hold HistoryBuffer objects, functions and NumPy scalars. This hook
+    writes them as tensors and numbers and turns them back on loading. Commands without the hook
+    read the weights just the same; resuming there only starts the smoothed averages anew.
+    """
+
+    # After the hooks that add to a checkpoint.
+    priority = "LOWEST"
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Replaces objects by plain data in everything but weights and optimizer state."""
+        hub = checkpoint["message_hub"]
+        scalars = {key: _pack(buffer) for key, buffer in hub["log_scalars"].items()}
+        checkpoint["message_hub"] = {**_plain({**hub, "log_scalars": {}}), "log_scalars": scalars}
+        for key in ("meta", "param_schedulers"):
+            if key in checkpoint:
+                checkpoint[key] = _plain(checkpoint[key])
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Turns the histories of logged values back into HistoryBuffer objects."""
+        scalars = checkpoint.get("message_hub", {}).get("log_scalars", {})
+        for key, packed in scalars.items():
+            if isinstance(packed, dict):
+                scalars[key] = _unpack(packed)
+
+
+@HOOKS.register_module()
+class CompleteWeightsHook(Hook):
+    """Refuses a checkpoint that leaves part of the model as it was initialised.
+
+    MMEngine only warns, and a test would go on to measure random weights. What a checkpoint holds
+    besides, and the auxiliary heads, which predict nothing, do not matter.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compares the checkpoint with the model.
+
+        Raises:
+            CheckpointError: Names a parameter that is missing or of another shape.
+        """
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        state = checkpoint.get("state_dict", checkpoint)
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+        try:
+            # A real load, which knows of names that changed between versions of a layer.
+            keys = copy.deepcopy(model).load_state_dict(state, strict=False).missing_keys
+        except RuntimeError as error:
+            raise CheckpointError(f"the checkpoint is of another model: {_one_line(error)}") from error
+        ignored = ("auxiliary_head.", "data_preprocessor.")
+        missing = [k for k in keys if not k.startswith(ignored) and not k.endswith("num_batches_tracked")]
+        if missing:
+            raise CheckpointError(
+                f"the checkpoint is of another model: it lacks {len(missing)} of the "
+                f"{len(model.state_dict())} weights, {missing[0]!r} first"
+            )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _pack(buffer: HistoryBuffer) -> dict[str, Any]:
+    values, counts = buffer.data
+    return {
+        "values": torch.from_numpy(np.array(values)),
+        "counts": torch.from_numpy(np.array(counts)),
+        "max_length": int(buffer.max_length),
+    }
+
+
+def _unpack(packed: dict[str, Any]) -> HistoryBuffer:
+    values, counts = (packed[key].cpu().numpy() for key in ("values", "counts"))
+    return HistoryBuffer(values, counts, packed["max_length"])
+
+
+def _plain(value: Any) -> Any:
+    """Copies nested data with only the types that ``weights_only=True`` loads."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str | bytes | torch.Tensor):
+        return value
+    # Paths, enums and the like describe a run; their text is all that is needed of them.
+    return str(value)

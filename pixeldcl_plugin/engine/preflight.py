@@ -1,0 +1,302 @@
+"""Checks before any work: data, weights and the work dir, each failure one clear line."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from ..utils.cli import UsageError, is_main_process, notify
+from ..utils.compat import CheckpointError, load_checkpoint
+from .runtime import leaf_datasets
+
+__all__ = [
+    "ResumePoint",
+    "check_data",
+    "check_output_dir",
+    "check_upsamplers",
+    "check_weights",
+    "find_resume_point",
+    "prepare_work_dir",
+]
+
+# What a command of this repository makes: a part of its path -> the command.
+_MADE_BY = {
+    ".cache/photo_mosaic": "python tools/dataset_converters/photo_mosaic.py --out .cache/photo_mosaic",
+    ".cache/coco128": (
+        "python tools/dataset_converters/coco_detection.py data/coco128/annotations/instances_coco128.json "
+        "--images data/coco128/images/train2017 --out .cache/coco128"
+    ),
+    ".cache/tf_efficientnet_lite0.pth": "python tools/convert_timm_weights.py",
+}
+_NUMBERED = re.compile(r"(?:iter|epoch)_(\d+)\.pth")
+
+
+def _is_url(path: str) -> bool:
+    return "://" in path
+
+
+def _hint(path: Path) -> str:
+    """Says which command makes a missing file or folder, if one of this repository does."""
+    posix = path.as_posix()
+    command = next((made for part, made in _MADE_BY.items() if part in posix), None)
+    return f"; make it with: {command}" if command else ""
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def check_data(cfg: Config, split: str, *more: str) -> None:
+    """Checks that the files which the dataloaders of some splits need are there.
+
+    Args:
+        cfg: The config.
+        split: ``'train'``, ``'val'`` or ``'test'``; the config must define it.
+        more: Others, which are skipped where the config does not define them.
+
+    Raises:
+        UsageError: Names the first path that is missing, where it was looked for and, for data
+            that this repository makes, the command.
+    """
+    if cfg.get(f"{split}_dataloader") is None or cfg.get(f"{split}_cfg") is None:
+        raise UsageError(f"the config defines no {split}_dataloader or no {split}_cfg")
+    for name in (split, *more):
+        loader = cfg.get(f"{name}_dataloader")
+        if isinstance(loader, Mapping):
+            for dataset in leaf_datasets(loader.get("dataset")):
+                _check_dataset(dataset, name)
+
+
+def _check_dataset(dataset: Mapping[str, Any], split: str) -> None:
+    root = dataset.get("data_root") or ""
+    if _is_url(root) or (dataset.get("backend_args") or {}).get("backend", "local") != "local":
+        return
+    if root:
+        _require(Path(root), "data_root", dataset, split)
+    ann_file = dataset.get("ann_file") or ""
+    if isinstance(ann_file, str) and ann_file:
+        _require(Path(root, ann_file), "ann_file", dataset, split)
+    for key, prefix in (dataset.get("data_prefix") or {}).items():
+        if isinstance(prefix, str) and prefix and not _is_url(prefix):
+            _require(Path(root, prefix), f"data_prefix.{key}", dataset, split)
+    _require_image(dataset, Path(root), ann_file, split)
+
+
+def _require(path: Path, key: str, dataset: Mapping[str, Any], split: str) -> None:
+    if path.exists():
+        return
+    raise UsageError(
+        f"{split} data of {dataset.get('type')} not found: no {path.as_posix()!r} "
+        f"({key}; looked in {Path.cwd()}){_hint(path)}"
+    )
+
+
+def _require_image(dataset: Mapping[str, Any], root: Path, ann_file: Any, split: str) -> None:
+    """Checks for a first image: a sampler over an empty dataset never returns."""
+    prefix = (dataset.get("data_prefix") or {}).get("img_path")
+    suffix = dataset.get("img_suffix") or _default(dataset.get("type"), "img_suffix")
+    if not isinstance(prefix, str) or not isinstance(suffix, str) or not isinstance(ann_file, str):
+        return
+    images = root / prefix
+    if ann_file and not ann_file.endswith(".txt"):
+        return
+    if ann_file:
+        lines = (root / ann_file).read_text().split("\n", 1)
+        name = lines[0].strip() + suffix
+        if name == suffix:
+            raise UsageError(f"{split} data: {(root / ann_file).as_posix()!r} lists no image")
+        _require(images / name, f"the first of {ann_file}", dataset, split)
+    elif next(images.rglob(f"*{suffix}"), None) is None:
+        raise UsageError(f"{split} data: no image *{suffix} in {images.as_posix()!r}")
+
+
+def _default(kind: Any, parameter: str) -> Any:
+    """Returns the default of a dataset class's parameter, or None if there is none."""
+    from mmseg.registry import DATASETS
+
+    for cls in inspect.getmro(DATASETS.get(kind) or object) if isinstance(kind, str) else ():
+        found = inspect.signature(cls).parameters.get(parameter) if cls is not object else None
+        if found is not None and found.default is not inspect.Parameter.empty:
+            return found.default
+    return None
+
+
+# --- model ---------------------------------------------------------------------------------------
+
+
+def check_upsamplers(cfg: Config) -> None:
+    """Checks the type of every ``upsample_cfg``, which mmcv would report as "Cannot find None".
+
+    Raises:
+        UsageError: Names the unknown type and the registered one most like it.
+    """
+    from mmseg.registry import MODELS
+
+    for upsampler in _values_of(cfg.model, "upsample_cfg"):
+        kind = upsampler.get("type") if isinstance(upsampler, Mapping) else None
+        if isinstance(kind, str) and MODELS.get(kind) is None:
+            names = {*MODELS.module_dict, *(MODELS.parent.module_dict if MODELS.parent else ())}
+            close = difflib.get_close_matches(kind, names, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UsageError(f"config: no upsampler is registered as {kind!r}{hint}")
+
+
+def _values_of(node: Any, key: str) -> Iterator[Any]:
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            if name == key:
+                yield value
+            yield from _values_of(value, key)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _values_of(value, key)
+
+
+def check_weights(cfg: Config, checkpoint: str | None = None) -> None:
+    """Checks that the local weight files which a config or the command line name exist.
+
+    Raises:
+        UsageError: Names the missing file, the key that asks for it and, for weights that this
+            repository makes, the command.
+    """
+    wanted = [("checkpoint", checkpoint), ("load_from", cfg.get("load_from"))]
+    wanted += [
+        ("init_cfg.checkpoint", init.get("checkpoint"))
+        for init in _values_of(cfg.model, "init_cfg")
+        if isinstance(init, Mapping)
+    ]
+    for key, path in wanted:
+        if isinstance(path, str) and not _is_url(path) and not Path(path).expanduser().is_file():
+            raise UsageError(f"{key} not found: no file {path!r} (looked in {Path.cwd()}){_hint(Path(path))}")
+
+
+# --- work dir ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A checkpoint that training can continue from."""
+
+    path: Path
+    iteration: int
+    seed: int | None
+
+
+def _read_resume_point(path: Path) -> ResumePoint:
+    checkpoint = load_checkpoint(path)
+    needed = ("meta", "state_dict", "message_hub", "optimizer")
+    missing = [key for key in needed if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing:
+        raise CheckpointError(f"cannot resume from {str(path)!r}: it holds no {missing[0]!r}")
+    return ResumePoint(path, int(checkpoint["meta"]["iter"]), checkpoint["meta"].get("seed"))
+
+
+def _checkpoints(work_dir: Path) -> list[Path]:
+    """Returns the checkpoints to resume from in a work dir, the newest first."""
+    numbered = [(found, file) for file in work_dir.glob("*.pth") if (found := _number(file)) >= 0]
+    files = [file for _, file in sorted(numbered, reverse=True)]
+    # The pointer matters where checkpoints have other names or another place.
+    pointer = work_dir / "last_checkpoint"
+    target = Path(pointer.read_text().strip()) if pointer.is_file() else None
+    if target is not None and target.is_file() and target.name not in {f.name for f in files}:
+        files.insert(0, target)
+    return files
+
+
+def _number(file: Path) -> int:
+    found = _NUMBERED.fullmatch(file.name)
+    return int(found[1]) if found else -1
+
+
+def find_resume_point(work_dir: Path) -> ResumePoint | None:
+    """Finds the newest checkpoint of a work dir that is whole.
+
+    A run that was killed while saving leaves a truncated file; it is reported on stderr and the
+    checkpoint before it is taken.
+
+    Raises:
+        UsageError: If there are checkpoints but none can be read.
+    """
+    files = _checkpoints(work_dir)
+    for file in files:
+        try:
+            return _read_resume_point(file)
+        except CheckpointError as error:
+            notify(f"warning: {error}; trying the checkpoint before it")
+    if files:
+        raise UsageError(f"--resume: none of the {len(files)} checkpoints in {work_dir} is whole")
+    return None
+
+
+def prepare_work_dir(cfg: Config, resume: str | None, overwrite: bool) -> ResumePoint | None:
+    """Decides where training starts and makes sure that it overwrites nothing unasked.
+
+    Args:
+        cfg: The config with its final ``work_dir``; ``resume``, ``load_from`` and the seed of the
+            resumed run are set in it.
+        resume: None, ``'auto'`` for the newest checkpoint in the work dir, or a path.
+        overwrite: Whether checkpoints of an earlier run may be deleted.
+
+    Returns:
+        What is resumed, or None when training starts from scratch.
+
+    Raises:
+        UsageError: If the request contradicts itself or what is there.
+    """
+    work_dir = Path(cfg.work_dir)
+    if work_dir.exists() and not work_dir.is_dir():
+        raise UsageError(f"work dir {str(work_dir)!r} is a file")
+    if resume is None and cfg.get("resume"):
+        resume = cfg.get("load_from") or "auto"
+    if resume is not None and overwrite:
+        raise UsageError("--resume continues a run and --overwrite deletes it: give one of them")
+    point = None
+    if resume == "auto":
+        point = find_resume_point(work_dir)
+        if point is None:
+            notify(f"nothing to resume in {work_dir}: starting from scratch")
+    elif resume is not None:
+        if not Path(resume).is_file():
+            raise UsageError(f"--resume: no checkpoint {resume!r} (looked in {Path.cwd()})")
+        point = _read_resume_point(Path(resume))
+
+    continues = point is not None and point.path.parent.resolve() == work_dir.resolve()
+    stale = [*work_dir.glob("*.pth"), *work_dir.glob("last_checkpoint")]
+    if overwrite and is_main_process():
+        for file in stale:
+            file.unlink()
+    elif stale and not continues and not overwrite and resume != "auto":
+        raise UsageError(
+            f"work dir {str(work_dir)!r} holds checkpoints of an earlier run "
+            f"({stale[0].name}, ...): continue it with --resume, choose another --work-dir, or "
+            "delete them with --overwrite"
+        )
+
+    cfg.resume = point is not None
+    if point is not None:
+        cfg.load_from = str(point.path)
+        # MMEngine reads this seed too, but only after the data loaders were built with another.
+        randomness = dict(cfg.get("randomness") or {})
+        if point.seed is not None and randomness.get("seed") != point.seed:
+            if randomness.get("seed") is not None:
+                notify(f"resuming with the checkpoint's seed {point.seed}, not {randomness['seed']}")
+            cfg.randomness = {**randomness, "seed": point.seed}
+    return point
+
+
+def check_output_dir(flag: str, folder: str | None, overwrite: bool) -> None:
+    """Checks that a folder for results is empty or absent.
+
+    Raises:
+        UsageError: If something is in it and ``overwrite`` is False.
+    """
+    if folder is None or overwrite or not Path(folder).exists():
+        return
+    if not Path(folder).is_dir() or any(Path(folder).iterdir()):
+        raise UsageError(f"{flag} {folder!r} is not an empty folder: choose another one or add --overwrite")

@@ -1,0 +1,109 @@
+"""What the peers share: a convolution that keeps its initialisation, and checks of the arguments."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .arguments import check_choice, check_positive
+
+__all__ = [
+    "Conv",
+    "channel_change",
+    "check_arguments",
+    "check_input",
+    "check_odd",
+    "no_autocast",
+    "pixel_shuffle",
+]
+
+
+class Conv(nn.Module):
+    """A stride-1 convolution that keeps the size, and its initialisation.
+
+    It is no ``nn.Conv2d``: the ``init_cfg`` of a model that holds it re-initialises every one of those,
+    after construction. Its weight begins variance-preserving, for a map that no activation follows.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Odd.
+        bias: Whether it has one; it begins at zero.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 1, *, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``."""
+        return F.conv2d(x, self.weight, self.bias, padding=self.weight.size(-1) // 2)
+
+    def extra_repr(self) -> str:
+        """Show the shape of the weight."""
+        out_channels, in_channels, kernel_size, _ = self.weight.shape
+        return f"{in_channels}, {out_channels}, kernel_size={kernel_size}, bias={self.bias is not None}"
+
+
+def channel_change(in_channels: int, out_channels: int) -> nn.Module:
+    """Return the 1x1 convolution before an upsampler that keeps channels; nothing if there is no change."""
+    return nn.Identity() if in_channels == out_channels else Conv(in_channels, out_channels)
+
+
+def pixel_shuffle(x: Tensor) -> Tensor:
+    """Shuffle ``(N, 4C, H, W)`` to ``(N, C, 2H, 2W)``, also for an empty batch.
+
+    The backward pass of ``F.pixel_shuffle`` fails on one.
+    """
+    if x.numel() == 0:
+        n, c, h, w = x.shape
+        return x.reshape(n, c // 4, 2 * h, 2 * w)
+    return F.pixel_shuffle(x, 2)
+
+
+def check_arguments(scale_factor: int, **positive: Any) -> None:
+    """Check what every peer takes: a scale factor of 2, and positive integers.
+
+    Raises:
+        ValueError: Names the argument, its value and what is accepted.
+    """
+    check_choice("scale_factor", scale_factor, (2,))
+    check_positive(**positive)
+
+
+def check_odd(name: str, kernel_size: int) -> None:
+    """Check a kernel size: an even kernel has no centre.
+
+    Raises:
+        ValueError: Names the argument and its value.
+    """
+    check_positive(**{name: kernel_size})
+    if kernel_size % 2 == 0:
+        raise ValueError(f"{name} must be odd, got {kernel_size}")
+
+
+def check_input(layer: nn.Module, x: Tensor, in_channels: int) -> None:
+    """Check the input of a layer.
+
+    Raises:
+        ValueError: If ``x`` is not ``(N, in_channels, H, W)``; names its shape.
+    """
+    if x.dim() != 4 or x.size(1) != in_channels:
+        raise ValueError(
+            f"{type(layer).__name__} takes an input of shape (N, {in_channels}, H, W), got {tuple(x.shape)}"
+        )
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which operations keep the precision of their inputs."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -1,0 +1,126 @@
+"""The learned upsamplers as MMEngine's registry sees them: layer, then norm, then activation.
+
+The contract is that of mmcv's ``build_upsample_layer`` as mmseg's UNet uses it (that of ``InterpConv`` and
+``DeconvModule``): ``in_channels, out_channels, with_cp, norm_cfg, act_cfg`` come from the model, the
+options of the layer from the user's ``upsample_cfg``, and the forward takes only the low-resolution map.
+The types are registered in the root registry, so every scope finds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from typing import Any
+
+import torch
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from ..layers.carafe import TorchCARAFE
+from ..layers.dysample import DySample
+from ..layers.pixel_dcl import IPixelDCL, PixelDCL
+from ..layers.pixel_shuffle import PixelShuffleICNR
+
+
+class LearnedUpsample(nn.Module):
+    """A learned upsampling layer under mmcv's contract.
+
+    Subclasses name the layer. It is called ``layer`` in the state dict, its norm ``norm``.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        with_cp: Recompute the activations in the backward pass instead of keeping them. The gradients and
+            the running statistics of the norm are the same.
+        norm_cfg: mmcv norm config; None for none.
+        act_cfg: mmcv activation config; None for none.
+        **layer_cfg: Options of the layer.
+    """
+
+    layer_type: type[nn.Module]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        with_cp: bool = False,
+        norm_cfg: dict[str, Any] | None = dict(type="BN"),  # noqa: B006 mmcv's contract, never changed
+        act_cfg: dict[str, Any] | None = dict(type="ReLU"),  # noqa: B006
+        **layer_cfg: Any,
+    ) -> None:
+        super().__init__()
+        self.with_cp = with_cp
+        self.layer = self.layer_type(in_channels, out_channels, **layer_cfg)
+        self.norm = build_norm_layer(norm_cfg, out_channels)[1] if norm_cfg else nn.Identity()
+        self.act = build_activation_layer(act_cfg) if act_cfg else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upsample ``(N, in_channels, H, W)`` to ``(N, out_channels, s H, s W)``, s the scale factor."""
+        if self.with_cp and x.requires_grad:
+            if torch.compiler.is_compiling():  # traces the buffers' updates once, and no context functions
+                return checkpoint(self._forward, x, use_reentrant=False)
+            return checkpoint(self._forward, x, use_reentrant=False, context_fn=self._checkpoint_contexts)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.layer(x)))
+
+    def _checkpoint_contexts(
+        self,
+    ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), frozen_running_stats(self)
+
+
+@contextmanager
+def frozen_running_stats(module: nn.Module) -> Iterator[None]:
+    """Keep batch norms from counting a recomputed batch a second time in their running statistics."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    saved = [(norm.momentum, deepcopy(norm.num_batches_tracked)) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, tracked) in zip(norms, saved, strict=True):
+            norm.momentum = momentum
+            if tracked is not None and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(tracked)
+
+
+@MODELS.register_module(name="PixelDCL")
+class PixelDCLUpsample(LearnedUpsample):
+    """``upsample_cfg=dict(type='PixelDCL')``: options as in :class:`~pixeldcl_plugin.PixelDCL`."""
+
+    layer_type = PixelDCL
+
+
+@MODELS.register_module(name="IPixelDCL")
+class IPixelDCLUpsample(LearnedUpsample):
+    """``upsample_cfg=dict(type='IPixelDCL')``: options as in :class:`~pixeldcl_plugin.IPixelDCL`."""
+
+    layer_type = IPixelDCL
+
+
+@MODELS.register_module(name="PixelShuffleICNR")
+class PixelShuffleICNRUpsample(LearnedUpsample):
+    """``upsample_cfg=dict(type='PixelShuffleICNR')``: options as in :class:`PixelShuffleICNR`."""
+
+    layer_type = PixelShuffleICNR
+
+
+@MODELS.register_module(name="TorchCARAFE")
+class TorchCARAFEUpsample(LearnedUpsample):
+    """``upsample_cfg=dict(type='TorchCARAFE')``: options as in :class:`TorchCARAFE`."""
+
+    layer_type = TorchCARAFE
+
+
+@MODELS.register_module(name="DySample")
+class DySampleUpsample(LearnedUpsample):
+    """``upsample_cfg=dict(type='DySample')``: options as in :class:`DySample`."""
+
+    layer_type = DySample

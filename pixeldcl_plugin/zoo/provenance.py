@@ -1,0 +1,126 @@
+"""Where a checkpoint comes from, as far as it says so itself."""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import Tensor
+
+from ..engine.weights import state_of
+from ..utils.cli import UsageError
+from ..utils.compat import CheckpointError, installed_distribution
+
+__all__ = ["installed_versions", "released_state", "save_date", "training_changes", "training_command"]
+
+#: Settings that decide what comes out of a training.
+_DECISIVE = ("model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg")
+
+
+def released_state(loaded: Any, checkpoint: str, ema: bool | None) -> dict[str, Tensor]:
+    """Return the weights to release out of a checkpoint.
+
+    mmengine's EMAHook swaps the two sets as it saves: ``state_dict`` holds the averages, which a test
+    evaluates, and ``ema_state_dict`` the last weights of the training.
+
+    Args:
+        loaded: What the file held.
+        checkpoint: Its name, for messages.
+        ema: Whether to take the averages; None where there is no choice.
+
+    Raises:
+        UsageError: If the choice is impossible, or needed and not made.
+        CheckpointError: If there are no weights.
+    """
+    state = state_of(loaded, checkpoint)
+    last = loaded.get("ema_state_dict")
+    if last is None:
+        if ema:
+            raise UsageError(f"--ema: checkpoint {checkpoint!r} holds no averaged weights")
+        return state
+    if ema is None:
+        raise UsageError(
+            f"checkpoint {checkpoint!r} holds averaged and last weights: choose the averages, which a test "
+            "evaluates, with --ema, or the last weights with --no-ema"
+        )
+    if ema:
+        return state
+    prefix = "module."
+    return {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
+
+
+def training_changes(trained_with: str, cfg: Config) -> list[str]:
+    """Return the decisive settings that differ between a training's config, as text, and a config.
+
+    The text comes out of a checkpoint: it is compared, never run.
+
+    Raises:
+        CheckpointError: If it is not the text of a config.
+    """
+    old, new = _assignments(trained_with), _assignments(cfg.pretty_text)
+    return [key for key in _DECISIVE if old.get(key) != new.get(key)]
+
+
+def _assignments(text: str) -> dict[str, str]:
+    # Training without a GPU replaces the one by the other, whose weights are the same.
+    text = text.replace("'SyncBN'", "'BN'")
+    try:
+        body = ast.parse(text).body
+    except SyntaxError as error:
+        raise CheckpointError(f"the checkpoint's config cannot be read: {error}") from error
+    return {
+        node.targets[0].id: ast.dump(node.value)
+        for node in body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+
+
+def training_command(meta: Mapping[str, Any], cfg: Config, config: str, given: str | None) -> str:
+    """Return the given command, or the plain one where the checkpoint shows that it was enough.
+
+    Args:
+        meta: The checkpoint's ``meta``.
+        cfg: The config to publish with.
+        config: Its path, for the command.
+        given: What the user says.
+
+    Raises:
+        UsageError: If it was another model, or nobody knows what was called.
+    """
+    text = meta.get("cfg")
+    if isinstance(text, str) and text:
+        changes = training_changes(text, cfg)
+        if "model" in changes:
+            raise UsageError(f"the checkpoint was trained with another model than {config!r} describes")
+        if changes and given is None:
+            raise UsageError(
+                f"the checkpoint was trained with other settings than {config!r} has ({', '.join(changes)}): "
+                "give the command that trained it with --command"
+            )
+    elif given is None:
+        raise UsageError("the checkpoint does not say how it was trained: give the command with --command")
+    seed = ["--seed", str(meta["seed"])] if meta.get("seed") is not None else []
+    return given or shlex.join(["python", "tools/train.py", config, *seed])
+
+
+def save_date(meta: Mapping[str, Any]) -> str:
+    """Return the day on which the checkpoint was saved, else today, as YYYYMMDD."""
+    found = re.match(r"\d{8}(?=_)", str(meta.get("time", "")))
+    return found[0] if found else datetime.date.today().strftime("%Y%m%d")
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of this package and of those that it computes with."""
+    from .. import __version__
+
+    versions = {"pixeldcl_plugin": __version__, "torch": str(torch.__version__)}
+    for module in ("mmengine", "mmcv", "mmseg"):
+        if found := installed_distribution(module):
+            versions[module] = f"{found[0]} {found[1]}"
+    return versions

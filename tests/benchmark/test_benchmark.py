@@ -1,0 +1,92 @@
+"""The benchmark measures what it says, in turn, and refuses to overwrite."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pixeldcl_plugin.benchmark import measure as benchmark
+from pixeldcl_plugin.layers.pixel_dcl import PixelDCL
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5, 7])
+def test_literal_variant_is_the_same_layer(kernel_size: int) -> None:
+    torch.manual_seed(0)
+    fast = PixelDCL(3, 4, kernel_size=kernel_size, init="kaiming").double()
+    literal = benchmark._LiteralLayer(3, 4, kernel_size=kernel_size).double()
+    literal.load_state_dict(fast.state_dict())
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    torch.testing.assert_close(fast(x), literal(x), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_variants_are_measured_in_turn(backward: bool) -> None:
+    variants = {name: benchmark.VARIANTS[name] for name in ("deconv k4", "pixeldcl literal", "pixeldcl")}
+    order: list[str] = []
+    results = benchmark.measure(
+        benchmark.layer_case,
+        (1, 8, 4, 8, 8),
+        variants,
+        benchmark.Setting(backward),
+        threads=1,
+        rounds=3,
+        min_seconds=0.0,
+        progress=order.append,
+    )
+    assert order == list(variants) * 4  # once to build and warm up, then three rounds
+    assert results[0].ratio == 1.0
+    for result in results:
+        assert result.median_ms > 0
+        assert result.ratio == pytest.approx(result.median_ms / results[0].median_ms)
+    deconv, literal, fast = results
+    assert deconv.parameters == 8 * 4 * 16 + 4 + 8  # kernel, bias, norm
+    assert fast.parameters == literal.parameters == (9 * 8 + 9 * 4 + 4 * 4) * 4 + 8
+    pixels = 8 * 8
+    assert deconv.mmacs * 1e6 == 16 * 8 * 4 * pixels
+    assert literal.mmacs * 1e6 == (9 * 8 + 9 * 4 + 36 * 4) * 4 * pixels
+    # 8 C^2 a pixel for the last step, and the row or column that the slices leave out
+    assert fast.mmacs * 1e6 == (9 * 8 + 9 * 4) * 4 * pixels + 8 * 4 * 4 * (pixels + 8)
+
+
+def test_whole_models_can_be_measured() -> None:
+    variants = {name: benchmark.VARIANTS[name] for name in ("deconv k4", "pixeldcl depthwise", "ipixeldcl")}
+    results = benchmark.measure(
+        benchmark.model_case,
+        (2, 1, 32, 32),
+        variants,
+        benchmark.Setting(True, dtype=torch.bfloat16, channels_last=True),
+        threads=1,
+        rounds=1,
+        min_seconds=0.0,
+    )
+    assert [r.variant for r in results] == list(variants)
+    assert {r.dtype for r in results} == {"bfloat16"}
+
+
+def test_command_writes_once(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools/benchmark.py"), "layer", "--shapes", "1,4,4,8,8"]
+    command += ["--variants", "deconv k4", "pixeldcl", "--rounds", "2", "--threads", "1"]
+    command += ["--out-dir", str(tmp_path)]
+    first = subprocess.run(command, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    (path,) = tmp_path.glob("*.csv")
+    assert f"torch-{torch.__version__}" in path.name
+    assert path.with_suffix(".png").stat().st_size > 0
+    rows = list(csv.DictReader(path.open()))
+    assert [row["variant"] for row in rows] == ["deconv k4", "pixeldcl"] * 2
+    assert {row["direction"] for row in rows} == {"forward", "forward+backward"}
+    assert float(rows[0]["sgemm_gflops"]) > 0
+
+    before = path.read_text()
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "exists" in again.stderr
+    assert "Traceback" not in again.stderr
+    assert path.read_text() == before

@@ -1,0 +1,179 @@
+"""What is checked before any work, and where training starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from pixeldcl_plugin.engine import preflight, runtime
+from pixeldcl_plugin.utils.cli import UsageError
+from pixeldcl_plugin.utils.compat import CheckpointError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_check_data_accepts_what_is_there(tiny_config: Path) -> None:
+    preflight.check_data(runtime.load_config(str(tiny_config)), "train", "val", "test", "other")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data_root": "no/such"}, r"train data .*no 'no/such' \(data_root; looked in"),
+        ({"ann_file": "no.txt"}, r"no '.*/no\.txt' \(ann_file"),
+        ({"data_prefix.seg_map_path": "Nope"}, r"no '.*/Nope' \(data_prefix\.seg_map_path"),
+        ({"img_suffix": ".png"}, r"no '.*/train_0\.png' \(the first of"),
+        ({"img_suffix": ".png", "ann_file": ""}, r"no image \*\.png in '.*JPEGImages'"),
+        (
+            {"data_root": ".cache/photo_mosaic"},
+            "photo_mosaic.py --out .cache/photo_mosaic",
+        ),
+        ({"data_root": "", "ann_file": ".cache/coco128/coco128.txt"}, "--out .cache/coco128"),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_check_data_says_what_is_missing(
+    tiny_config: Path, options: dict, message: str, wrapped: bool,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    options = {f"train_dataloader.dataset.{key}": value for key, value in options.items()}
+    cfg = runtime.load_config(str(tiny_config), options)
+    if wrapped:
+        inner = cfg.train_dataloader.dataset
+        repeat = dict(type="RepeatDataset", times=3, dataset=inner)
+        cfg.train_dataloader.dataset = dict(type="ConcatDataset", datasets=[repeat])
+    preflight.check_data(cfg, "val")
+    with pytest.raises(UsageError, match=message):
+        preflight.check_data(cfg, "train", "val")
+
+
+def test_check_data_finds_an_empty_list(tiny_config: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    options = {"val_dataloader.dataset.ann_file": str(tmp_path / "empty.txt")}
+    with pytest.raises(UsageError, match=r"val data: '.*empty\.txt' lists no image"):
+        preflight.check_data(runtime.load_config(str(tiny_config), options), "val")
+
+
+def test_check_data_leaves_remote_data_to_its_backend() -> None:
+    remote = dict(data_root="s3://bucket", data_prefix=dict(img_path="a"))
+    other = dict(data_root="no/such", backend_args=dict(backend="petrel"))
+    for dataset in (remote, other):
+        preflight.check_data(Config(dict(train_dataloader=dict(dataset=dataset), train_cfg={})), "train")
+
+
+def test_check_upsamplers(tiny_config: Path) -> None:
+    cfg = runtime.load_config(str(tiny_config))
+    preflight.check_upsamplers(cfg)
+    cfg.model.backbone.upsample_cfg.type = "DeconvModul"
+    with pytest.raises(UsageError, match="'DeconvModul'; did you mean 'DeconvModule'"):
+        preflight.check_upsamplers(cfg)
+
+
+def test_check_weights_finds_missing_pretrained_weights() -> None:
+    model = dict(backbone=dict(init_cfg=dict(type="Pretrained", checkpoint="no.pth")))
+    with pytest.raises(UsageError, match=r"init_cfg\.checkpoint not found: no file 'no\.pth'"):
+        preflight.check_weights(Config(dict(model=model)))
+    preflight.check_weights(Config(dict(model={}, load_from="https://host/no.pth")))
+
+
+def test_check_weights_says_what_makes_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cfg = Config.fromfile(ROOT / "configs/_base_/models/unethead_timm.py")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"lite0\.pth' .*; make it with: python tools/convert_timm_weights"):
+        preflight.check_weights(cfg)
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache/tf_efficientnet_lite0.pth").touch()
+    preflight.check_weights(cfg)
+
+
+def save_checkpoint(path: Path, iteration: int, **more: object) -> Path:
+    checkpoint = dict(meta=dict(iter=iteration, seed=11), state_dict={}, message_hub={}, optimizer={}, **more)
+    torch.save(checkpoint, path)
+    return path
+
+
+def work_dir_config(work_dir: Path, **more: object) -> Config:
+    return Config(dict(work_dir=str(work_dir), **more))
+
+
+def test_resume_takes_the_newest_whole_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for iteration in (900, 1000, 1100, 1200):
+        save_checkpoint(tmp_path / f"iter_{iteration}.pth", iteration)
+    save_checkpoint(tmp_path / "best_mIoU_iter_1150.pth", 1150)
+    (tmp_path / "iter_1200.pth").write_bytes((tmp_path / "iter_1200.pth").read_bytes()[:300])
+    torch.save({"state_dict": {}}, tmp_path / "iter_1100.pth")
+    (tmp_path / "last_checkpoint").touch()
+    point = preflight.find_resume_point(tmp_path)
+    assert point == preflight.ResumePoint(tmp_path / "iter_1000.pth", 1000, 11)
+    warnings = capsys.readouterr().err.splitlines()
+    assert ["iter_1200.pth" in warnings[0], "iter_1100.pth" in warnings[1]] == [True, True]
+
+
+def test_resume_follows_last_checkpoint_to_other_names(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target = save_checkpoint(tmp_path / "elsewhere/step-7.pth", 7)
+    (tmp_path / "last_checkpoint").write_text(str(target))
+    point = preflight.find_resume_point(tmp_path)
+    assert point is not None
+    assert point.path == target
+
+
+def test_resume_without_a_whole_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert preflight.find_resume_point(tmp_path) is None
+    cfg = work_dir_config(tmp_path, load_from="weights.pth")
+    assert preflight.prepare_work_dir(cfg, "auto", overwrite=False) is None
+    assert (cfg.resume, cfg.load_from) == (False, "weights.pth")
+    assert "starting from scratch" in capsys.readouterr().err
+    (tmp_path / "iter_5.pth").write_bytes(b"PK")
+    with pytest.raises(UsageError, match="none of the 1 checkpoints"):
+        preflight.find_resume_point(tmp_path)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_resuming_sets_the_config(tmp_path: Path, seed: int | None) -> None:
+    path = save_checkpoint(tmp_path / "iter_5.pth", 5)
+    cfg = work_dir_config(tmp_path, randomness=dict(seed=seed))
+    point = preflight.prepare_work_dir(cfg, "auto", overwrite=False)
+    assert point is not None
+    assert point.iteration == 5
+    assert (cfg.resume, cfg.load_from, cfg.randomness["seed"]) == (True, str(path), 11)
+
+
+def test_earlier_checkpoints_are_not_overwritten_unasked(tmp_path: Path) -> None:
+    work_dir, other = tmp_path / "run", tmp_path / "other.pth"
+    work_dir.mkdir()
+    save_checkpoint(work_dir / "iter_5.pth", 5)
+    save_checkpoint(other, 2)
+    (work_dir / "notes.txt").touch()
+    for resume in (None, str(other)):
+        with pytest.raises(UsageError, match=r"iter_5\.pth.*--resume.*--work-dir.*--overwrite"):
+            preflight.prepare_work_dir(work_dir_config(work_dir), resume, overwrite=False)
+    with pytest.raises(UsageError, match="give one of them"):
+        preflight.prepare_work_dir(work_dir_config(work_dir), "auto", overwrite=True)
+    cfg = work_dir_config(work_dir)
+    assert preflight.prepare_work_dir(cfg, None, overwrite=True) is None
+    assert cfg.resume is False
+    assert [file.name for file in work_dir.iterdir()] == ["notes.txt"]
+
+
+def test_resume_path_must_be_a_training_checkpoint(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "weights.pth")
+    cfg = work_dir_config(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="it holds no 'meta'"):
+        preflight.prepare_work_dir(cfg, str(tmp_path / "weights.pth"), overwrite=False)
+    with pytest.raises(UsageError, match=r"no checkpoint 'no\.pth'"):
+        preflight.prepare_work_dir(cfg, "no.pth", overwrite=False)
+
+
+def test_output_folder_must_be_empty(tmp_path: Path) -> None:
+    preflight.check_output_dir("--out", None, overwrite=False)
+    preflight.check_output_dir("--out", str(tmp_path / "new"), overwrite=False)
+    preflight.check_output_dir("--out", str(tmp_path), overwrite=False)
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UsageError, match=r"--out .* not an empty folder"):
+        preflight.check_output_dir("--out", str(tmp_path), overwrite=False)
+    preflight.check_output_dir("--out", str(tmp_path), overwrite=True)

@@ -1,0 +1,100 @@
+"""Flags and user errors of the commands."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+from mmengine.config import Config
+from mmengine.registry import MODELS
+
+from pixeldcl_plugin import PixelDCL
+from pixeldcl_plugin.engine import preflight
+from pixeldcl_plugin.utils import cli
+from pixeldcl_plugin.utils.cli import UsageError
+
+
+@pytest.mark.parametrize("seed", ["-1", "1.5", "x", str(2**32)])
+def test_seed_must_fit_every_generator(seed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    cli.add_common_arguments(parser)
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(["--seed", seed])
+    assert stop.value.code == 2
+    assert "2**32 - 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["novalue", "a=[(1,2)"])
+def test_malformed_option_is_a_usage_error(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    cli.add_common_arguments(parser)
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(["--cfg-options", option])
+    assert stop.value.code == 2
+    assert "expected KEY=VALUE" in capsys.readouterr().err
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+@MODELS.register_module()
+class FailsInside:
+    """A model that a config can build, with a defect."""
+
+    def __init__(self, width: int) -> None:
+        if width < 0:
+            raise ValueError(f"width {width}")
+        raise TypeError(f"width {width}: got an unexpected keyword argument")
+
+
+@pytest.mark.parametrize(
+    ("fail", "message"),
+    [
+        (lambda: MODELS.build(dict(type="NoSuchModel")), "NoSuchModel is not in the"),
+        (lambda: MODELS.build(dict(type="FailsInside", heigth=1)), "keyword argument 'heigth'"),
+        (lambda: MODELS.build(dict(type="FailsInside")), "'width'"),
+        (lambda: MODELS.build(dict(type="PixelDCL", in_channels=3, out_channels=4, kernel_size=2)), "2"),
+        (lambda: preflight.check_weights(Config(dict(model={}, load_from="no.pth"))), "no.pth"),
+        (lambda: _raise(URLError("no route to host")), "no route to host"),
+        (lambda: _raise(LocalEntryNotFoundError("no file in the cache\nmore")), "docs/configs.md"),
+    ],
+)
+def test_user_errors_are_one_line(
+    fail: Callable[[], object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop, cli.user_errors():
+        fail()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda: MODELS.build(dict(type="FailsInside", width=3)),
+        lambda: {}["key"],
+        lambda: Path("no such file").read_text(),
+        lambda: PixelDCL(3, 4, kernel_size=2),  # By code, not by a config.
+        lambda: MODELS.build(dict(type="FailsInside", width=-3)),  # Not of this package.
+    ],
+)
+def test_defects_keep_their_traceback(fail: Callable[[], object]) -> None:
+    with pytest.raises((TypeError, KeyError, ValueError, OSError)), cli.user_errors():
+        fail()
+
+
+def test_only_the_main_process_speaks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit), cli.user_errors():
+        raise UsageError("nothing works")
+    assert capsys.readouterr().err == ""
