@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .common import Conv, channel_change, check_arguments, check_input, check_odd, no_autocast, pixel_shuffle
-from .functional import empty_upsampled
+from .functional import being_traced, empty_upsampled
 
 __all__ = ["TorchCARAFE", "reassemble"]
 
@@ -109,7 +109,7 @@ def reassemble(x: Tensor, kernels: Tensor) -> Tensor:
     """
     with no_autocast(x.device):
         kernels = kernels.to(x.dtype)
-        if torch.compiler.is_compiling():
+        if being_traced():
             return _reassemble_by_tap(x, kernels)
         return _Reassemble.apply(x, kernels.permute(0, 3, 4, 2, 1))
 
@@ -133,7 +133,7 @@ def _sum_dtype(x: Tensor) -> torch.dtype:
 
 
 def _window_size(taps: int) -> int:
-    return round(taps**0.5)
+    return round(int(taps) ** 0.5)  # int: TorchScript's tracer has sizes be tensors
 
 
 class _Reassemble(torch.autograd.Function):

@@ -225,9 +225,18 @@ def _replicate_pad(x: Tensor, pad_h: int, pad_w: int) -> Tensor:
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-        return torch.channels_last
-    return torch.contiguous_format
+    if x.is_contiguous():
+        return torch.contiguous_format
+    try:
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    except RuntimeError:  # within torch.vmap there is no telling, and no other format than one
+        channels_last = False
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def being_traced() -> bool:
+    """Tell whether torch.compile, torch.export or TorchScript's tracer records the operations."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def empty_upsampled(x: Tensor) -> Tensor:
@@ -239,14 +248,17 @@ def empty_upsampled(x: Tensor) -> Tensor:
 
 def _interleave_sums(*phases: Sequence[Tensor]) -> Tensor:
     """Interleave four phases (p00, p11, p01, p10), each given as the addends of a sum."""
-    if torch.compiler.is_compiling():  # a compiler fuses this by itself, and cannot see through out=
-        p00, p11, p01, p10 = (_sum(phase) for phase in phases)
-        n, c, h, w = p00.shape
-        even, odd = torch.stack((p00, p01), dim=4), torch.stack((p10, p11), dim=4)
-        out = torch.stack((even, odd), dim=3).reshape(n, c, 2 * h, 2 * w)
-        return out.contiguous(memory_format=_memory_format(p00))
+    if being_traced():  # a compiler fuses this by itself, and cannot see through out=
+        return _stack_phases(*map(_sum, phases))
     counts = tuple(len(phase) for phase in phases)
     return _InterleaveSums.apply(counts, *(term for phase in phases for term in phase))
+
+
+def _stack_phases(p00: Tensor, p11: Tensor, p01: Tensor, p10: Tensor) -> Tensor:
+    n, c, h, w = p00.shape
+    even, odd = torch.stack((p00, p01), dim=4), torch.stack((p10, p11), dim=4)
+    out = torch.stack((even, odd), dim=3).reshape(n, c, 2 * h, 2 * w)
+    return out.contiguous(memory_format=_memory_format(p00))
 
 
 class _InterleaveSums(torch.autograd.Function):
@@ -279,3 +291,18 @@ class _InterleaveSums(torch.autograd.Function):
         for (row, column), count in zip(PHASE_OFFSETS, ctx.counts, strict=True):
             grads += [grad[..., row::2, column::2]] * count
         return tuple(grads)
+
+    @staticmethod
+    def jvp(ctx, _, *tangents: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        rest = iter(tangents)  # the step is linear: tangents take it as the values did
+        return _stack_phases(*(_sum([next(rest) for _ in range(count)]) for count in ctx.counts))
+
+    @staticmethod
+    def vmap(info, in_dims, counts, *terms: Tensor) -> tuple[Tensor, int]:  # type: ignore[no-untyped-def]
+        # Maps are independent of each other: one more dimension of them is a larger batch.
+        terms = tuple(
+            term.expand(info.batch_size, *term.shape) if dim is None else term.movedim(dim, 0)
+            for term, dim in zip(terms, in_dims[1:], strict=True)
+        )
+        out = _InterleaveSums.apply(counts, *(term.flatten(0, 1) for term in terms))
+        return out.unflatten(0, terms[0].shape[:2]), 0

@@ -137,7 +137,13 @@ def constrain_dc(weights: Mapping[str, Tensor], table: Mapping[str, Kernel]) -> 
     the kernels that make them from the input to zero: the multirate condition for an upsampler without
     checkerboard (Sugawara & Kiya; Kinoshita & Kiya, arXiv 2002.02117). What is missing is spread evenly
     over the taps: the orthogonal projection, and so the identity on kernels that satisfy it already.
+
+    Half-precision kernels are projected in float32, and rounded once.
     """
+    dtypes = {name: weight.dtype for name, weight in weights.items()}
+    weights = {
+        name: weight.to(torch.promote_types(weight.dtype, torch.float32)) for name, weight in weights.items()
+    }
     sums: dict[str, Tensor] = {}
     taps: dict[str, int] = defaultdict(int)
     for name, kernel in table.items():
@@ -159,7 +165,7 @@ def constrain_dc(weights: Mapping[str, Tensor], table: Mapping[str, Kernel]) -> 
         else:
             correction = torch.cat([missing[_made(target)] for target in kernel.targets])
             constrained[name] = weight + correction[:, :, None, None]
-    return constrained
+    return {name: weight.to(dtypes[name]) for name, weight in constrained.items()}
 
 
 def _made(target: str) -> str:

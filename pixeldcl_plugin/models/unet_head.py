@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from itertools import zip_longest
 from typing import Any
 
@@ -14,10 +13,9 @@ from mmseg.models.backbones.unet import BasicConvBlock
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .decode_heads import build_upsampler
-from .upsamplers import frozen_running_stats
+from .upsamplers import recompute
 
 
 @MODELS.register_module()
@@ -149,14 +147,7 @@ class _Stage(nn.Module):
         x = self.upsample(x)
         if skip is not None:
             x = torch.cat([self.skip_norm(skip), _fit(x, skip.shape[2:])], dim=1)
-        if self.with_cp and x.requires_grad:
-            return checkpoint(
-                self.convs,
-                x,
-                use_reentrant=False,
-                context_fn=lambda: (nullcontext(), frozen_running_stats(self.convs)),
-            )
-        return self.convs(x)
+        return recompute(self.convs, x, self.convs) if self.with_cp else self.convs(x)
 
 
 def _fit(x: Tensor, size: Sequence[int]) -> Tensor:

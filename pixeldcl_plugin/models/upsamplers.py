@@ -8,8 +8,8 @@ The types are registered in the root registry, so every scope finds them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -60,23 +60,33 @@ class LearnedUpsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Upsample ``(N, in_channels, H, W)`` to ``(N, out_channels, s H, s W)``, s the scale factor."""
-        if self.with_cp and x.requires_grad:
-            if torch.compiler.is_compiling():  # traces the buffers' updates once, and no context functions
-                return checkpoint(self._forward, x, use_reentrant=False)
-            return checkpoint(self._forward, x, use_reentrant=False, context_fn=self._checkpoint_contexts)
-        return self._forward(x)
+        return recompute(self._forward, x, self) if self.with_cp else self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.layer(x)))
 
-    def _checkpoint_contexts(
-        self,
-    ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), frozen_running_stats(self)
+
+def recompute(function: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module) -> Tensor:
+    """Return ``function(x)``, keeping of it only ``x``: the backward pass computes it anew.
+
+    Gradients and running statistics of the norms are those of a plain call, compiled or not.
+
+    Args:
+        function: What to compute.
+        x: Its input.
+        module: The module whose forward this is, or part of it; its norms count the batch once.
+    """
+    if not x.requires_grad:
+        return function(x)
+    if torch.compiler.is_compiling():  # traces the buffers' updates once, and takes no context functions
+        return checkpoint(function, x, use_reentrant=False)
+    return checkpoint(
+        function, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _frozen_running_stats(module))
+    )
 
 
 @contextmanager
-def frozen_running_stats(module: nn.Module) -> Iterator[None]:
+def _frozen_running_stats(module: nn.Module) -> Iterator[None]:
     """Keep batch norms from counting a recomputed batch a second time in their running statistics."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     saved = [(norm.momentum, deepcopy(norm.num_batches_tracked)) for norm in norms]

@@ -335,6 +335,18 @@ def test_constraint_holds_under_autocast(cls: type[nn.Module], efficient: bool) 
         assert torch.equal(weights[name], weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("cls", "efficient"), FORMS)
+def test_constraint_of_half_precision_kernels_is_rounded_once(
+    cls: type[nn.Module], efficient: bool, dtype: torch.dtype
+) -> None:
+    half = random_layer(cls, 4, 4, efficient=efficient, checkerboard_free=True).to(dtype)
+    exact = copy.deepcopy(half).float().effective_weights()
+    for name, weight in half.effective_weights().items():
+        assert weight.dtype == dtype
+        assert torch.equal(weight, exact[name].to(dtype))
+
+
 @pytest.mark.parametrize(
     "options", [dict(), dict(groups=2), dict(separable=True), dict(scale_factor=4)], ids=str
 )

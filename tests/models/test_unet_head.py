@@ -180,6 +180,19 @@ def test_with_cp_changes_nothing_but_memory() -> None:
         torch.testing.assert_close(p, q, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.parametrize("with_cp", [False, True])
+def test_compiles_in_one_graph(with_cp: bool) -> None:
+    plain, head = build(dropout_ratio=0).train(), build(dropout_ratio=0, with_cp=with_cp).train()
+    torch.compiler.reset()
+    compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
+    for call in (plain, compiled):
+        call([f.requires_grad_() for f in features((8, 12), (4, 6), (2, 3))]).square().sum().backward()
+    for (name, p), q in zip(plain.named_parameters(), head.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, msg=lambda m, name=name: f"{name}: {m}")
+    for (name, p), q in zip(plain.named_buffers(), head.buffers(), strict=True):
+        torch.testing.assert_close(q, p, msg=lambda m, name=name: f"{name}: {m}")
+
+
 def test_norm_and_activation_are_passed_on() -> None:
     norm_cfg = dict(type="GN", num_groups=1)
     head = build(norm_cfg=norm_cfg, act_cfg=dict(type="GELU"), num_convs=3)
