@@ -7,6 +7,9 @@ Writes checkerboard.json and checkerboard.png.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _interrupts  # noqa: F401  (first: what follows takes seconds)
+
 import argparse
 import json
 from collections.abc import Sequence
@@ -62,7 +65,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--names", nargs="+", metavar="NAME", help="what to call the models, in their order")
     parser.add_argument("--seed", type=int, default=0, help="of whatever is untrained (default 0)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--force", action="store_true", help="overwrite the results of an earlier run")
+    cli.add_overwrite_argument(parser, "replace the results of an earlier run")
     return parser.parse_args(argv)
 
 
@@ -82,8 +85,8 @@ def check(args: argparse.Namespace) -> tuple[Path, Path]:
         raise cli.UsageError(f"--out {str(args.out)!r} is a file")
     files = args.out / "checkerboard.json", args.out / "checkerboard.png"
     for file in files:
-        if file.exists() and not args.force:
-            raise cli.UsageError(f"{str(file)!r} exists: choose another --out or overwrite it with --force")
+        if file.exists() and not args.overwrite:
+            raise cli.UsageError(f"{str(file)!r} exists: choose another --out or replace it with --overwrite")
     return files
 
 

@@ -8,6 +8,9 @@ All variants of a case are measured in turn in one run, so that their ratios hol
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _interrupts  # noqa: F401  (first: what follows takes seconds)
+
 import argparse
 import datetime
 import sys
@@ -19,7 +22,7 @@ from rich.progress import Progress
 
 from pixeldcl_plugin.benchmark import measure as benchmark
 from pixeldcl_plugin.benchmark.report import print_table, write_csv, write_plot
-from pixeldcl_plugin.utils.cli import UsageError, user_errors
+from pixeldcl_plugin.utils.cli import UsageError, add_overwrite_argument, user_errors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -45,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=11, help="measurements of each variant")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out-dir", type=Path, default=Path("docs/benchmarks"))
-    parser.add_argument("--force", action="store_true", help="overwrite an earlier result")
+    add_overwrite_argument(parser, "replace an earlier result")
     return parser.parse_args()
 
 
@@ -73,8 +76,8 @@ def run(args: argparse.Namespace) -> None:
     # The name of a result says where it was measured: results of two machines are never mixed up.
     stem = "_".join([args.what, benchmark.hardware(args.device), f"torch-{torch.__version__}"])
     path = args.out_dir / f"{stem.replace(' ', '-').replace('/', '-')}_{args.threads}-threads.csv"
-    if path.exists() and not args.force:
-        raise UsageError(f"{path} exists; --force overwrites it, --out-dir writes elsewhere")
+    if path.exists() and not args.overwrite:
+        raise UsageError(f"{path} exists; --overwrite replaces it, --out-dir writes elsewhere")
 
     torch.set_num_threads(args.threads)
     settings = list(
@@ -124,5 +127,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with user_errors():
+    with user_errors("run the same command again, with --overwrite where cases were written already"):
         run(parse_args())

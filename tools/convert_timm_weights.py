@@ -5,6 +5,9 @@ The configs with tf_efficientnet_lite0 name the file written here. Nothing is do
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _interrupts  # noqa: F401  (first: what follows takes seconds)
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +27,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=Path(".cache") / f"{pretrained.MODEL_NAME}.pth",
         help="file to write (default: %(default)s)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    cli.add_overwrite_argument(parser, "replace an existing file")
     return parser.parse_args(argv)
 
 

@@ -7,6 +7,9 @@ for longer than twenty minutes.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _interrupts  # noqa: F401  (first: what follows takes seconds)
+
 import argparse
 from collections.abc import Sequence
 
@@ -64,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = parse_args(argv)
-    with cli.user_errors():
+    with cli.user_errors("the same command serves the page again"):
         run(args)
 
 

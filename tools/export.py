@@ -7,6 +7,9 @@ it computes what the model does.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _interrupts  # noqa: F401  (first: what follows takes seconds)
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -39,7 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=1e-4,
         help="largest absolute difference of the logits allowed (default: %(default)g)",
     )
-    parser.add_argument("--force", action="store_true", help="overwrite the file if it exists")
+    cli.add_overwrite_argument(parser, "replace the file if it exists")
     return parser.parse_args(argv)
 
 
@@ -47,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     """Exports as the command line says."""
     console.quiet_warnings()
     enable_safe_loading()
-    export.check_request(args.out, args.format, args.force)
+    export.check_request(args.out, args.format, args.overwrite)
     cfg = runtime.load_config(args.config)
     preflight.check_upsamplers(cfg)
     preflight.check_weights(cfg, args.checkpoint)
@@ -70,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
         args.format,
         size=size,
         tolerance=args.tolerance,
-        overwrite=args.force,
+        overwrite=args.overwrite,
         report=report,
     )
     print(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")

@@ -6,6 +6,9 @@ the window in which the models disagree the most. The data are those of the firs
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _interrupts  # noqa: F401  (first: what follows takes seconds)
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -45,7 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="side of the magnified window as a share of the image's, 0 for none (default: %(default)s)",
     )
     parser.add_argument("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
-    parser.add_argument("--force", action="store_true", help="overwrite the file if it exists")
+    cli.add_overwrite_argument(parser, "replace the file if it exists")
     return parser.parse_args(argv)
 
 
@@ -66,9 +69,9 @@ def check(args: argparse.Namespace) -> list[tuple[str, str]]:
         raise cli.UsageError(f"--out {str(args.out)!r} does not end in .png")
     if not args.out.parent.is_dir():
         raise cli.UsageError(f"--out {str(args.out)!r}: there is no folder {str(args.out.parent)!r}")
-    if args.out.exists() and not args.force:
+    if args.out.exists() and not args.overwrite:
         raise cli.UsageError(
-            f"--out {str(args.out)!r} exists: choose another file or overwrite it with --force"
+            f"--out {str(args.out)!r} exists: choose another file or replace it with --overwrite"
         )
     return pairs
 

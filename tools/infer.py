@@ -7,6 +7,9 @@ NAME_probabilities.npz. A broken image is reported, the rest is done, and the ex
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _interrupts  # noqa: F401  (first: what follows takes seconds)
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -44,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="larger images pass the model in overlapping blocks of this size (default: %(default)s)",
     )
     parser.add_argument("--resume", action="store_true", help="leave out images whose results are there")
-    parser.add_argument("--force", action="store_true", help="replace results that are there")
+    cli.add_overwrite_argument(parser, "replace results that are there")
     return parser.parse_args(argv)
 
 
@@ -52,8 +55,8 @@ def infer(args: argparse.Namespace) -> int:
     """Segments as the command line says; returns how many images failed."""
     console.quiet_warnings()
     enable_safe_loading()
-    if args.resume and args.force:
-        raise cli.UsageError("--resume keeps results and --force replaces them: give one of them")
+    if args.resume and args.overwrite:
+        raise cli.UsageError("--resume keeps results and --overwrite replaces them: give one of them")
     if args.batch_size < 1:
         raise cli.UsageError(f"--batch-size must be at least 1, got {args.batch_size}")
     cfg = runtime.load_config(args.config)
@@ -66,7 +69,7 @@ def infer(args: argparse.Namespace) -> int:
     root, images = inference_folder.find_images(args.images, args.out)
     jobs = inference_folder.plan(root, images, args.out, args.probabilities)
     todo, digest = inference_folder.check_output(
-        jobs, args.out, Path(args.checkpoint).expanduser(), force=args.force, resume=args.resume
+        jobs, args.out, Path(args.checkpoint).expanduser(), force=args.overwrite, resume=args.resume
     )
     if len(todo) < len(jobs):
         print(f"{len(jobs) - len(todo)} of {len(jobs)} images are done already")
@@ -96,7 +99,7 @@ def infer(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = parse_args(argv)
-    with cli.user_errors():
+    with cli.user_errors("the same command with --resume does the pictures that are left"):
         failed = infer(args)
     sys.exit(1 if failed else 0)
 

@@ -6,6 +6,9 @@ with them as with the checkpoint, and appends a record to ``configs/<folder>/met
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _interrupts  # noqa: F401  (first: what follows takes seconds)
+
 import argparse
 from collections.abc import Sequence
 

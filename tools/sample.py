@@ -6,6 +6,9 @@ reconstructions.png and interpolations.png, the latter two of faces in the first
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _interrupts  # noqa: F401  (first: what follows takes seconds)
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         ("--seed", 0, "seed of the samples"),
     ):
         parser.add_argument(flag, type=int, default=default, help=f"{meaning} (default: {default})")
-    parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
+    cli.add_overwrite_argument(parser, "write into a folder that is not empty")
     return parser.parse_args(argv)
 
 
@@ -85,7 +88,7 @@ def sample(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = parse_args(argv)
-    with cli.user_errors():
+    with cli.user_errors("run the same command again, with --overwrite where pictures were written already"):
         sample(args)
 
 

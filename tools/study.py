@@ -6,6 +6,9 @@ the reference and a picture, all in the folder that the study names.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _interrupts  # noqa: F401  (first: what follows takes seconds)
+
 import argparse
 import os
 import sys
@@ -57,6 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with user_errors():
+    with user_errors("the same command goes on where it was"):
         code = main()
     sys.exit(code)

@@ -5,6 +5,9 @@ The flags are MMSegmentation's, with --seed and --overwrite besides.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _interrupts  # noqa: F401  (first: what follows takes seconds)
+
 import argparse
 from collections.abc import Sequence
 
@@ -25,7 +28,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--show-dir", metavar="FOLDER", help="write pictures of the predictions")
     parser.add_argument("--wait-time", type=float, default=2, help="seconds a shown picture stays")
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
-    parser.add_argument("--overwrite", action="store_true", help="write into folders that are not empty")
+    cli.add_overwrite_argument(parser, "write into folders that are not empty")
     return parser.parse_args(argv)
 
 
@@ -63,7 +66,7 @@ def test(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = parse_args(argv)
-    with cli.user_errors():
+    with cli.user_errors("run the same command again, with --overwrite where results were written already"):
         test(args)
 
 

@@ -6,6 +6,9 @@ The flags are MMSegmentation's, with a path for --resume, and --seed, --determin
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _interrupts  # noqa: F401  (first: what follows takes seconds)
+
 import argparse
 from collections.abc import Sequence
 
@@ -70,7 +73,7 @@ def train(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = parse_args(argv)
-    with cli.user_errors():
+    with cli.user_errors("the same command with --resume goes on from the last checkpoint"):
         train(args)
 
 

@@ -126,7 +126,7 @@ def check_request(file: Path, format: str, overwrite: bool) -> None:
     if file.is_dir():
         raise UsageError(f"--out {str(file)!r} is a folder")
     if file.exists() and not overwrite:
-        raise UsageError(f"--out {str(file)!r} exists: choose another file or overwrite it with --force")
+        raise UsageError(f"--out {str(file)!r} exists: choose another file or replace it with --overwrite")
     missing = [name for name in _REQUIRED[format] if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"--format {format} needs the packages {', '.join(missing)}: pip install them")

@@ -140,7 +140,7 @@ def check_output(
     if existing and not (force or resume):
         raise UsageError(
             f"{len(existing)} results exist already, such as {str(existing[0])!r}: go on after them with "
-            "--resume, replace them with --force, or choose another --out"
+            "--resume, replace them with --overwrite, or choose another --out"
         )
     record = out / RECORD
     if record.is_file() and not force:
@@ -153,7 +153,7 @@ def check_output(
         if recorded != digest:
             raise UsageError(
                 f"--out {str(out)!r} holds results of another checkpoint (see {RECORD} there): choose "
-                "another folder or replace them with --force"
+                "another folder or replace them with --overwrite"
             )
     try:
         for folder in {file.parent for job in jobs for file in job.outputs}:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
+import signal
 import sys
+import threading
 import traceback
 from argparse import ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from urllib.error import URLError
 
@@ -17,7 +21,14 @@ from mmengine.config import DictAction
 
 from .compat import CheckpointError
 
-__all__ = ["UsageError", "add_common_arguments", "is_main_process", "notify", "user_errors"]
+__all__ = [
+    "UsageError",
+    "add_common_arguments",
+    "add_overwrite_argument",
+    "is_main_process",
+    "notify",
+    "user_errors",
+]
 
 
 class UsageError(ValueError):
@@ -36,37 +47,89 @@ def notify(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
+# What a full, failing or read-only disk, permissions, limits, and names that are too long or taken refuse. A
+# missing file is not among them: commands check for those that they are given.
+_REFUSED = frozenset(
+    [
+        *(errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS),
+        *(errno.EACCES, errno.EPERM),
+        *(errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR),
+    ]
+)
+
+
 @contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """Turns what the user can mend into one line on stderr and exit code 2.
+def user_errors(to_go_on: str = "run the same command again", *signals: str) -> Iterator[None]:
+    """Turn what the user can mend into one line on stderr and exit code 2, and an interrupt into 130.
 
     These are :class:`UsageError`, refused checkpoints, types or arguments in a config that a
-    registry cannot build or that this package refuses, and failed downloads. Every other
-    exception is a defect and keeps its traceback.
+    registry cannot build or that this package refuses, failed downloads, and what the disk refuses. Every
+    other exception is a defect and keeps its traceback.
+
+    Args:
+        to_go_on: What to do after an interrupt, told in its line.
+        signals: Further ones that interrupt, such as ``'SIGTERM'``, for commands that have something to end.
+            The exit code is 128 and the signal's number.
     """
+    received: list[int] = []
     try:
-        yield
-    except (UsageError, CheckpointError) as error:
-        message = str(error)
-    except OSError as error:
-        if not _is_failed_download(error):
+        with _interruptible(received, "SIGINT", *signals):
+            yield
+    except BaseException as error:
+        # Some packages turn an interrupt into an error of their own.
+        if received or isinstance(error, KeyboardInterrupt):
+            notify(f"interrupted: {to_go_on}")
+            sys.exit(128 + (received or [signal.SIGINT])[0])
+        message = _user_message(error)
+        if message is None:
             raise
-        message = (
-            f"cannot download the pretrained weights that the config asks for: {str(error).splitlines()[0]} "
-            "(docs/configs.md says how to do without)"
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        if not _is_config_error(error):
-            raise
+        notify(f"error: {message}")
+        sys.exit(2)
+
+
+def _user_message(error: BaseException) -> str | None:
+    """Return what to tell the user, or None for a defect."""
+    if isinstance(error, UsageError | CheckpointError):
+        return str(error)
+    if isinstance(error, OSError):
+        if _is_failed_download(error):
+            return (
+                "cannot download the pretrained weights that the config asks for: "
+                f"{str(error).splitlines()[0]} (docs/configs.md says how to do without)"
+            )
+        if error.errno in _REFUSED:
+            where = "" if error.filename is None else f"{os.fsdecode(error.filename)!r}: "
+            return f"{where}{error.strerror}"
+    if isinstance(error, KeyError | TypeError | ValueError) and _is_config_error(error):
         # MMEngine adds general advice and a link after the first sentence.
-        message = f"config: {str(error.args[0]).partition('. Please')[0]}"
-    except KeyboardInterrupt:
-        notify("interrupted")
-        sys.exit(130)
-    else:
-        return
-    notify(f"error: {message}")
-    sys.exit(2)
+        return f"config: {str(error.args[0]).partition('. Please')[0]}"
+    return None
+
+
+@contextlib.contextmanager
+def _interruptible(received: list[int], *names: str) -> Iterator[None]:
+    """Have signals raise KeyboardInterrupt in the block, and note the numbers of those that came.
+
+    Signals that the system does not know are left alone, and those that the caller ignores, as nohup does.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    previous = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    previous[number] = signal.signal(number, interrupt)
+        yield
+    finally:
+        for number, handler in previous.items():
+            # A command has one of its own, for its imports. After the work an interrupt ends it without a
+            # word: a traceback out of Python's shutdown would tell nothing.
+            foreign = handler not in (signal.SIG_DFL, signal.default_int_handler)
+            signal.signal(number, signal.SIG_DFL if foreign else handler)
 
 
 def _is_failed_download(error: OSError) -> bool:
@@ -102,6 +165,17 @@ def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**32:
         raise ArgumentTypeError(f"expected an integer from 0 to 2**32 - 1, got {text!r}")
     return int(text)
+
+
+def add_overwrite_argument(parser: ArgumentParser, meaning: str) -> None:
+    """Add --overwrite, which was called --force in some commands and still may be.
+
+    Args:
+        parser: Where to add it.
+        meaning: What it does, for the help.
+    """
+    parser.add_argument("--overwrite", action="store_true", help=meaning)
+    parser.add_argument("--force", dest="overwrite", action="store_true", help=argparse.SUPPRESS)
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:

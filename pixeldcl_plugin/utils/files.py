@@ -6,7 +6,18 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["part_of", "write_text_whole", "written_whole"]
+__all__ = ["part_of", "write_text_whole", "writing_to", "written_whole"]
+
+
+@contextlib.contextmanager
+def writing_to(path: str | Path) -> Iterator[None]:
+    """Name a file or folder in those errors of the block that name none, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def part_of(file: Path) -> Path:
@@ -22,14 +33,19 @@ def written_whole(file: Path) -> Iterator[Path]:
     """Yield the path to write to; at the end of the block it takes the file's name.
 
     What stood there is replaced. An error in the block, or a kill, leaves the file as it was; after an error
-    no part stays behind either.
+    no part stays behind either. An error of the system names the file, also where it named none.
     """
     part = part_of(file)
     try:
         yield part
         part.replace(file)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(part)):
+            error.filename = str(file)
+        raise
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # none is left, or there was an error already
+            part.unlink()
 
 
 def write_text_whole(file: Path, text: str) -> None:

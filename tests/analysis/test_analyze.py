@@ -257,8 +257,8 @@ def test_command_on_layers_overwrites_only_when_told(main, tmp_path: Path) -> No
     assert record["results"][0]["upsamplers"][0]["phase_spread"] < 1e-12
     code, _, errors = main(*args)
     assert code == 2
-    assert "exists: choose another --out or overwrite it with --force" in errors
-    assert main(*args, "--force")[0] == 0
+    assert "exists: choose another --out or replace it with --overwrite" in errors
+    assert main(*args, "--overwrite")[0] == 0
 
 
 def test_broken_image_is_named(main, tmp_path: Path, config: Path) -> None:

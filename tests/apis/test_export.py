@@ -231,7 +231,7 @@ def test_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     existing = tmp_path / "model.pt2"
     existing.touch()
     (tmp_path / "folder.pt2").mkdir()
-    with pytest.raises(UsageError, match=r"model.pt2' exists: .*--force"):
+    with pytest.raises(UsageError, match=r"model.pt2' exists: .*--overwrite"):
         export.check_request(existing, "torch", overwrite=False)
     export.check_request(existing, "torch", overwrite=True)
     with pytest.raises(UsageError, match=r"folder.pt2' is a folder"):
@@ -350,7 +350,7 @@ def test_command(
     assert exit_.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: --out '{out}' exists")
     assert out.stat().st_mtime_ns == written
-    command(*arguments, "--force")
+    command(*arguments, "--overwrite")
     assert out.stat().st_mtime_ns > written
 
 

@@ -198,7 +198,7 @@ def test_the_command_writes_a_picture_once(tool: Tool, models: list[Path], tmp_p
     assert code == 2
     assert "exists" in stderr
     assert out.read_bytes() == before
-    assert tool(*args, "--force", "--count", 1, "--inset", 0)[0] == 0
+    assert tool(*args, "--overwrite", "--count", 1, "--inset", 0)[0] == 0
     assert out.read_bytes() != before
 
 

@@ -140,7 +140,7 @@ def test_nothing_is_overwritten_unasked(infer: Tool, pictures: Path, tmp_path: P
     assert files(out)["a_labels.png"] == before["a_labels.png"]
     after = files(out)
     assert infer(pictures, "--out", out, "--resume")[1].startswith("6 of 6 images are done already")
-    assert infer(pictures, "--out", out, "--force")[0] == 0
+    assert infer(pictures, "--out", out, "--overwrite")[0] == 0
     assert files(out)["a_labels.png"][0] > after["a_labels.png"][0]
 
 
@@ -153,7 +153,7 @@ def test_results_of_two_checkpoints_do_not_mix(
     code, _, stderr = infer(pictures, "--out", out, "--resume", checkpoint=other)
     assert code == 2
     assert "results of another checkpoint" in stderr
-    assert infer(pictures, "--out", out, "--force", checkpoint=other)[0] == 0
+    assert infer(pictures, "--out", out, "--overwrite", checkpoint=other)[0] == 0
     assert json.loads((out / "infer.json").read_text())["checkpoint"] == str(other)
 
 
@@ -174,7 +174,7 @@ def test_a_glob_and_results_beside_the_images(infer: Tool, pictures: Path) -> No
         ("{pictures}", ["--batch-size", "0"], "--batch-size must be at least 1"),
         ("{pictures}", ["--max-pixels", "9"], "max_pixels must be at least"),
         ("{pictures}", ["--device", "abacus"], "device 'abacus' cannot be used"),
-        ("{pictures}", ["--force", "--resume"], "give one of them"),
+        ("{pictures}", ["--overwrite", "--resume"], "give one of them"),
         ("{pictures}", ["--out", "{pictures}"], "is the folder of the images"),
         ("{pictures}", ["--out", "{pictures}/a.jpg"], "cannot be made"),
     ],

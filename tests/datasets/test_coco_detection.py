@@ -141,7 +141,15 @@ def _command():
     spec = importlib.util.spec_from_file_location("coco_detection_command", TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.main
+
+    def run(args):
+        try:
+            module.main(args)
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return run
 
 
 class TestClasses:
@@ -425,13 +433,13 @@ class TestCommand:
         out = tmp_path / "out"
         assert _command()(self._arguments(source, out)) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error.startswith("coco_detection: annotation 4 of sub/b.jpg: ")
+        assert error.startswith("error: annotation 4 of sub/b.jpg: ")
         np.testing.assert_array_equal(np.asarray(Image.open(out / "train/a.png")), _expected()["a"])
 
     def test_a_refusal_is_one_line(self, tmp_path, capsys):
         assert _command()(self._arguments(tmp_path / "none.json", tmp_path / "out")) == 2
         error = capsys.readouterr().err
-        assert error.startswith("coco_detection: ")
+        assert error.startswith("error: ")
         assert len(error.splitlines()) == 1
         assert "none.json" in error
 

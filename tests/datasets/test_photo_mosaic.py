@@ -61,7 +61,15 @@ def _command():
     spec = importlib.util.spec_from_file_location("photo_mosaic_command", TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.main
+
+    def run(args):
+        try:
+            module.main(args)
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return run
 
 
 class TestSynthesis:
@@ -310,7 +318,7 @@ class TestCommand:
         ):
             assert main(args) == 2
             (line,) = capsys.readouterr().err.splitlines()
-            assert line.startswith("photo_mosaic: ")
+            assert line.startswith("error: ")
             assert message in line
         assert sorted(file.name for file in tmp_path.iterdir()) == ["file"]
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
@@ -62,6 +65,10 @@ class FailsInside:
         (lambda: preflight.check_weights(Config(dict(model={}, load_from="no.pth"))), "no.pth"),
         (lambda: _raise(URLError("no route to host")), "no route to host"),
         (lambda: _raise(LocalEntryNotFoundError("no file in the cache\nmore")), "docs/configs.md"),
+        (lambda: Path(__file__, "below a file").mkdir(), "below a file': Not a directory"),
+        (lambda: Path(f"{'long' * 99}.png").touch(), "long.png': File name too long"),
+        (lambda: _raise(OSError(errno.EROFS, "Read-only file system", b"/x/y")), "'/x/y': Read-only"),
+        (lambda: _raise(OSError(errno.ENOSPC, "No space left on device")), "error: No space left on device"),
     ],
 )
 def test_user_errors_are_one_line(
@@ -98,3 +105,50 @@ def test_only_the_main_process_speaks(
     with pytest.raises(SystemExit), cli.user_errors():
         raise UsageError("nothing works")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interrupt_is_one_line_that_says_how_to_go_on(
+    name: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    with (
+        pytest.raises(SystemExit) as stop,
+        cli.user_errors("take a break", "SIGTERM", "SIGHUP", "SIGNONE"),
+    ):
+        os.kill(os.getpid(), number)
+    assert stop.value.code == code
+    assert capsys.readouterr().err == "interrupted: take a break\n"
+    assert signal.getsignal(number) == before
+
+
+def test_an_interrupt_is_one_whatever_other_packages_make_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    def format_config() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except:  # noqa: E722  (as MMEngine's is)
+            raise SyntaxError("Failed to format the config file") from None
+
+    with pytest.raises(SystemExit) as stop, cli.user_errors("take a break"):
+        format_config()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "interrupted: take a break\n"
+
+
+def test_a_signal_that_the_caller_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cli.user_errors("take a break", "SIGHUP"):
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("flag", ["--overwrite", "--force"])
+def test_overwriting_has_one_name_and_an_old_one(flag: str) -> None:
+    parser = argparse.ArgumentParser()
+    cli.add_overwrite_argument(parser, "replace it")
+    assert parser.parse_args([flag]).overwrite
+    assert not parser.parse_args([]).overwrite
+    assert "--force" not in parser.format_help()

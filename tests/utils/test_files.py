@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
-from pixeldcl_plugin.utils.files import part_of, written_whole
+from pixeldcl_plugin.utils.files import part_of, writing_to, written_whole
 
 
 def test_a_file_appears_at_the_end_of_the_block(tmp_path: Path) -> None:
@@ -35,3 +36,25 @@ def test_what_a_killed_run_left_is_written_over(tmp_path: Path) -> None:
     with written_whole(file) as part:
         part.write_text("new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    with pytest.raises(OSError, match=r"No space .*result\.json") as full, written_whole(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert full.value.filename == str(file)
+    with pytest.raises(FileNotFoundError) as absent, written_whole(tmp_path / "none/x.json") as part:
+        part.touch()
+    assert absent.value.filename == str(tmp_path / "none/x.json")
+    with pytest.raises(OSError, match="too long") as long, written_whole(tmp_path / ("x" * 300)) as part:
+        part.touch()
+    assert long.value.filename == str(tmp_path / ("x" * 300))
+    with pytest.raises(OSError) as folder, writing_to(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert folder.value.filename == str(tmp_path)
+    with pytest.raises(OSError, match="other") as other, writing_to(tmp_path):
+        raise OSError(errno.EACCES, "Permission denied", "other")
+    assert other.value.filename == "other"
+    with pytest.raises(OSError, match="truncated") as plain, writing_to(tmp_path):
+        raise OSError("truncated")  # such as Pillow's
+    assert plain.value.filename is None

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(1, str(Path(__file__).parents[1]))
+    import _interrupts  # noqa: F401  (first: what follows takes seconds)
+
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from pixeldcl_plugin.utils import cli
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -28,16 +36,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the masks; give the exit code (2: the reason is on stderr, what is written stays valid)."""
-    args = parse_args(argv)
+def paint(args: argparse.Namespace) -> tuple[int, int]:
+    """Write the masks as the command line says; return how many there are, and how many are new."""
     try:
         from pixeldcl_plugin.datasets.converters.coco_folder import convert
     except ModuleNotFoundError as error:
         if error.name != "pycocotools":
             raise
-        print("coco_detection: pycocotools is missing; run: pip install pycocotools", file=sys.stderr)
-        return 2
+        raise cli.UsageError("pycocotools is missing; run: pip install pycocotools") from error
     progress = Progress(
         TextColumn("{task.description:6}"),
         BarColumn(),
@@ -46,27 +52,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         console=Console(stderr=True),
     )
     tasks: dict[str, TaskID] = {}
-    try:
-        with ExitStack() as stack:
+    with ExitStack() as stack:
 
-            def show(stage: str, done: int, total: int) -> None:
-                # No bar over a refusal.
-                if not progress.live.is_started:
-                    stack.enter_context(progress)
-                if stage not in tasks:
-                    tasks[stage] = progress.add_task(stage, total=total)
-                progress.update(tasks[stage], completed=done)
+        def show(stage: str, done: int, total: int) -> None:
+            # No bar over a refusal.
+            if not progress.live.is_started:
+                stack.enter_context(progress)
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total)
+            progress.update(tasks[stage], completed=done)
 
-            total, painted = convert(args.annotations, args.images, args.out, args.split, args.workers, show)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"coco_detection: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("coco_detection: stopped; the same command continues", file=sys.stderr)
-        return 130
-    print(f"{total} masks in {args.out / args.split}: {painted} painted, {total - painted} kept; verified")
-    return 0
+        try:
+            return convert(args.annotations, args.images, args.out, args.split, args.workers, show)
+        except (ValueError, OSError, RuntimeError) as error:
+            raise cli.UsageError(str(error)) from error
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command. What is written stays valid, whatever ends it."""
+    args = parse_args(argv)
+    with cli.user_errors("the same command goes on where it was"):
+        total, painted = paint(args)
+        masks = args.out / args.split
+        print(f"{total} masks in {masks}: {painted} painted, {total - painted} kept; verified")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(1, str(Path(__file__).parents[1]))
+    import _interrupts  # noqa: F401  (first: what follows takes seconds)
+
 import argparse
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pixeldcl_plugin.datasets.converters.mosaic_folder import MosaicParameters, write_mosaic
+from pixeldcl_plugin.utils import cli
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -26,9 +33,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the set; give the exit code (2: nothing written, the reason is on stderr)."""
-    args = parse_args(argv)
+def convert(args: argparse.Namespace) -> bool:
+    """Write the set as the command line says; return False if it was there already."""
     progress = Progress(
         TextColumn("photo mosaic"),
         BarColumn(),
@@ -37,24 +43,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         console=Console(stderr=True),
     )
     task = progress.add_task("", total=args.num_train + args.num_val)
-    try:
-        parameters = MosaicParameters(args.num_train, args.num_val, args.size, args.seed)
-        with ExitStack() as stack:
+    with ExitStack() as stack:
 
-            def advance() -> None:
-                # No bar over a refusal, nor when there is nothing to do.
-                if not progress.live.is_started:
-                    stack.enter_context(progress)
-                progress.advance(task)
+        def advance() -> None:
+            # No bar over a refusal, nor when there is nothing to do.
+            if not progress.live.is_started:
+                stack.enter_context(progress)
+            progress.advance(task)
 
-            written = write_mosaic(args.out, parameters, advance)
-    except (ValueError, OSError) as error:
-        print(f"photo_mosaic: {error}", file=sys.stderr)
-        return 2
-    state = "written to" if written else "already in"
-    print(f"{args.num_train} training and {args.num_val} validation images {state} {args.out}")
-    return 0
+        try:
+            parameters = MosaicParameters(args.num_train, args.num_val, args.size, args.seed)
+            return write_mosaic(args.out, parameters, advance)
+        except (ValueError, OSError) as error:
+            raise cli.UsageError(str(error)) from error
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    args = parse_args(argv)
+    with cli.user_errors("the same command goes on where it was"):
+        state = "written to" if convert(args) else "already in"
+        print(f"{args.num_train} training and {args.num_val} validation images {state} {args.out}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
