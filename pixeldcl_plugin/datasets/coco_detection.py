@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
+from ..registry import register
 from .converters.coco_annotations import CLASSES, PALETTE
 
 
-@DATASETS.register_module()
+@register(DATASETS)
 class COCODetectionDataset(BaseSegDataset):
     """Background and COCO's 80 detection categories in the order of their ids; crowds are void (255).
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import skimage.data
 import torch
 from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..layers.arguments import check_choice, check_positive
+from ..registry import register
 from .image_files import ImageFiles
 
 SPLITS = ("train", "val", "test")
@@ -99,7 +99,7 @@ class FaceFileDataset(FaceDataset):
         return self.files.load(name)
 
 
-@DATASETS.register_module()
+@register(DATASETS)
 class FaceFolderDataset(FaceFileDataset):
     """Images in a folder or zip file, split at random so that no person is in two splits.
 
@@ -162,7 +162,7 @@ def _split_identities(persons: Sequence[str], split: str, fractions: Sequence[fl
     return {unique[index] for index in order[ends[place] : ends[place + 1]]}
 
 
-@DATASETS.register_module()
+@register(DATASETS)
 class CelebADataset(FaceFileDataset):
     """CelebA (Liu et al. 2015), aligned and cropped, in its official files and split.
 
@@ -221,7 +221,7 @@ def _read_partition(path: Path, wanted: int) -> list[str]:
     return names
 
 
-@DATASETS.register_module()
+@register(DATASETS)
 class LFWFacesDataset(FaceDataset):
     """100 faces that scikit-image ships, so that a VAE trains before any download; 80/10/10 in order.
 
@@ -243,6 +243,8 @@ class LFWFacesDataset(FaceDataset):
         first, end = dict(train=(0, 80), val=(80, 90), test=(90, 100))[split]
         super().__init__([f"lfw_{index:03d}" for index in range(first, end)], size, None, flip)
         # The second hundred of the set are no faces.
+        import skimage.data  # only where the embedded faces are used
+
         self._pixels = np.rint(skimage.data.lfw_subset()[first:end] * 255).astype(np.uint8)
         self._first = first
 

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
-from .converters.mosaic_synthesis import CLASSES, PALETTE
+from ..registry import register
+from .converters.mosaic_photos import CLASSES, PALETTE
 
 
-@DATASETS.register_module()
+@register(DATASETS)
 class PhotoMosaicDataset(BaseSegDataset):
     """Mosaics of photographs in PASCAL VOC layout, seven classes, void 255.
 

@@ -16,6 +16,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner, set_random_seed
 
+from ..registry import register
 from ..utils.compat import CheckpointError
 
 RandomState = dict[str, Any]
@@ -76,7 +77,7 @@ class _RestoreAfter:
         return batch
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class RandomStateHook(Hook):
     """Makes a resumed run draw the same random numbers as one that was never interrupted.
 
@@ -146,7 +147,7 @@ class RandomStateHook(Hook):
         checkpoint["random_state"] = self._before_val or get_random_state()
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class PlainCheckpointHook(Hook):
     """Saves checkpoints as tensors and plain data, which ``weights_only=True`` loads.
 
@@ -175,7 +176,7 @@ class PlainCheckpointHook(Hook):
                 scalars[key] = _unpack(packed)
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class CompleteWeightsHook(Hook):
     """Refuses a checkpoint that leaves part of the model as it was initialised.
 

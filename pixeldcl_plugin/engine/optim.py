@@ -11,8 +11,10 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
+from ..registry import register
 
-@OPTIM_WRAPPERS.register_module()
+
+@register(OPTIM_WRAPPERS)
 class BFloat16OptimWrapper(OptimWrapper):
     """An ``OptimWrapper`` whose forward passes run under bfloat16 autocast, on CPU or GPU.
 

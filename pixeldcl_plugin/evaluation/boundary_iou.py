@@ -17,9 +17,10 @@ from mmengine.logging import MMLogger, print_log
 from mmengine.registry import METRICS
 from prettytable import PrettyTable
 
+from ..registry import register
 from .samples import prediction_and_label
 
-__all__ = ["BoundaryIoU", "boundary_distance", "inner_boundary"]
+__all__ = ["BoundaryIoU", "BoundaryIoUMetric", "boundary_distance", "inner_boundary"]
 
 
 def boundary_distance(height: int, width: int, dilation_ratio: float = 0.02) -> int:
@@ -55,11 +56,11 @@ def inner_boundary(labels: np.ndarray, distance: int) -> np.ndarray:
     return boundary & ~void
 
 
-@METRICS.register_module()
-class BoundaryIoU(BaseMetric):
+@register(METRICS, "BoundaryIoUMetric", "BoundaryIoU")
+class BoundaryIoUMetric(BaseMetric):
     """IoU of the inner boundary regions of prediction and label, by class and averaged.
 
-    ``val_evaluator=[dict(type='IoUMetric', iou_metrics=['mIoU']), dict(type='BoundaryIoU')]``
+    ``val_evaluator=[dict(type='IoUMetric', iou_metrics=['mIoU']), dict(type='BoundaryIoUMetric')]``
 
     Unlike the IoU it does not forgive a large object a ragged outline. As in IoUMetric, intersections and
     unions are summed over the whole set before they are divided, void pixels take no part, and
@@ -126,3 +127,7 @@ def _boundary_areas(prediction: np.ndarray, label: np.ndarray, distance: int, nu
         for values in (label[both], prediction[predicted], label[labelled])
     )
     return np.stack([intersect, sum(areas) - intersect])
+
+
+#: The name that it had first.
+BoundaryIoU = BoundaryIoUMetric

@@ -11,12 +11,13 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torch import Tensor
 
+from ..registry import register
 from .checkerboard import nyquist_energy
 
 __all__ = ["VAEMetric"]
 
 
-@METRICS.register_module()
+@register(METRICS)
 class VAEMetric(BaseMetric):
     """Scores what :meth:`pixeldcl_plugin.models.vae.VAE.predict` gives, averaged over the pictures.
 

@@ -11,17 +11,18 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
+from ..registry import register
 from .checkerboard import isolated_pixels
 from .samples import prediction_and_label
 
-__all__ = ["IsolatedPixels"]
+__all__ = ["IsolatedPixels", "IsolatedPixelsMetric"]
 
 
-@METRICS.register_module()
-class IsolatedPixels(BaseMetric):
+@register(METRICS, "IsolatedPixelsMetric", "IsolatedPixels")
+class IsolatedPixelsMetric(BaseMetric):
     """The share of pixels whose label differs from those of all four neighbours.
 
-    ``val_evaluator=[dict(type='IoUMetric', iou_metrics=['mIoU']), dict(type='IsolatedPixels')]``
+    ``val_evaluator=[dict(type='IoUMetric', iou_metrics=['mIoU']), dict(type='IsolatedPixelsMetric')]``
 
     A prediction whose rate is far above that of the labels is speckled, as a checkerboard makes it
     (:func:`~pixeldcl_plugin.evaluation.checkerboard.isolated_pixels`). Where the label is void both maps
@@ -57,3 +58,7 @@ class IsolatedPixels(BaseMetric):
         predicted, labelled, valid = np.sum(results, axis=0).tolist()
         rates = {"isolated_pred": predicted, "isolated_gt": labelled}
         return {name: round(100 * count / valid, 4) if valid else math.nan for name, count in rates.items()}
+
+
+#: The name that it had first.
+IsolatedPixels = IsolatedPixelsMetric

@@ -14,7 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .common import Conv, channel_change, check_arguments, check_input, check_odd, no_autocast, pixel_shuffle
+from .common import (
+    Conv,
+    UpsampleLayer,
+    channel_change,
+    check_arguments,
+    check_input,
+    check_odd,
+    no_autocast,
+    pixel_shuffle,
+)
 from .functional import being_traced, empty_upsampled
 
 __all__ = ["TorchCARAFE", "reassemble"]
@@ -24,7 +33,7 @@ _CHUNK_BYTES = {"cpu": 2**20}
 _CHUNK_BYTES_ELSEWHERE = 2**28
 
 
-class TorchCARAFE(nn.Module):
+class TorchCARAFE(UpsampleLayer):
     """Every output pixel is a weighted mean of a window of the input, with weights made from the content.
 
     A 1x1 convolution compresses the features, a convolution of size ``encoder_kernel`` makes

@@ -1,7 +1,8 @@
-"""What the peers share: a convolution that keeps its initialisation, and checks of the arguments."""
+"""What the layers share: how a model builds them, a convolution that keeps its start, checks of arguments."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,6 +14,7 @@ from .arguments import check_choice, check_positive
 
 __all__ = [
     "Conv",
+    "UpsampleLayer",
     "channel_change",
     "check_arguments",
     "check_input",
@@ -20,6 +22,24 @@ __all__ = [
     "no_autocast",
     "pixel_shuffle",
 ]
+
+
+class UpsampleLayer(nn.Module):
+    """A layer that a model's config can name as a class: ``upsample_cfg=dict(type=PixelDCL)``.
+
+    A model asks its upsamplers for more than the layer has: a norm and an activation after it, and
+    recomputing in the backward pass (``norm_cfg``, ``act_cfg``, ``with_cp``, mmcv's contract). Called with
+    these, the class gives what wraps it for models, as its registered name does.
+    """
+
+    #: From a layer's class to the class that models build; set by what knows mmcv.
+    for_models: Callable[[type[UpsampleLayer]], type[nn.Module]] | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make the layer, or for a model what wraps it."""
+        if UpsampleLayer.for_models is not None and kwargs.keys() & {"with_cp", "norm_cfg", "act_cfg"}:
+            return UpsampleLayer.for_models(cls)(*args, **kwargs)
+        return super().__new__(cls)
 
 
 class Conv(nn.Module):

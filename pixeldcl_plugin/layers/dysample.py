@@ -10,12 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arguments import check_choice
-from .common import Conv, channel_change, check_arguments, check_input, no_autocast, pixel_shuffle
+from .common import (
+    Conv,
+    UpsampleLayer,
+    channel_change,
+    check_arguments,
+    check_input,
+    no_autocast,
+    pixel_shuffle,
+)
 
 __all__ = ["DySample"]
 
 
-class DySample(nn.Module):
+class DySample(UpsampleLayer):
     """Every output pixel is a bilinear sample of the input, at its own place plus a predicted offset.
 
     A linear layer predicts the offsets from the features, in pixels of the input, one for each output

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import functional, kernels
 from .arguments import check_choice, check_positive, is_int
+from .common import UpsampleLayer
 
 KERNEL_SIZES = (3, 5, 7)
 PADDING_MODES = ("zeros", "replicate")
@@ -23,7 +24,7 @@ INITS = ("interpolate", "kaiming")
 _Layer = TypeVar("_Layer", bound="_PixelUpsample")
 
 
-class _PixelUpsample(nn.Module):
+class _PixelUpsample(UpsampleLayer):
     """What PixelDCL and iPixelDCL share.
 
     The kernels are parameters of the layer itself, not of ``nn.Conv2d`` children: the ``init_cfg`` of a
@@ -246,9 +247,15 @@ class IPixelDCL(_PixelUpsample):
 def _build_activation(cfg: dict[str, Any] | None) -> nn.Module | None:
     if cfg is None:
         return None
-    from mmcv.cnn import build_activation_layer  # only here: the layers themselves are plain torch
+    options = dict(cfg)
+    kind = options.pop("type", None)
+    plain = getattr(nn, kind, None) if isinstance(kind, str) else kind
+    if plain is not None:
+        activation = plain(**options)
+    else:  # one of mmcv's own, such as 'HSwish'
+        from mmcv.cnn import build_activation_layer
 
-    activation = build_activation_layer(dict(cfg))
+        activation = build_activation_layer(dict(cfg))
     if getattr(activation, "inplace", False):  # the map itself goes to the output
         activation.inplace = False
     return activation

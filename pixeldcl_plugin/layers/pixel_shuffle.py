@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .common import Conv, check_arguments, check_input, check_odd, pixel_shuffle
+from .common import Conv, UpsampleLayer, check_arguments, check_input, check_odd, pixel_shuffle
 
 __all__ = ["PixelShuffleICNR"]
 
 
-class PixelShuffleICNR(nn.Module):
+class PixelShuffleICNR(UpsampleLayer):
     """One convolution makes all four phases of the output, independently; ICNR begins them equal.
 
     The untrained layer is a convolution followed by nearest-neighbour upsampling. There is no bias:

@@ -9,8 +9,10 @@ from mmseg.models.backbones import TIMMBackbone
 from mmseg.registry import MODELS
 from torch import Tensor
 
+from ..registry import register
 
-@MODELS.register_module()
+
+@register(MODELS)
 class FrozenTIMMBackbone(TIMMBackbone):
     """mmseg's ``TIMMBackbone`` with fixed weights and fixed batch statistics.
 

@@ -27,6 +27,10 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ..layers.common import UpsampleLayer
+from ..registry import register
+from .upsamplers import for_models
+
 
 def build_upsampler(
     cfg: Mapping[str, Any],
@@ -56,6 +60,8 @@ def build_upsampler(
     """
     kind = cfg.get("type") if isinstance(cfg, Mapping) else None
     layer = kind if inspect.isclass(kind) else MODELS.get(kind) if isinstance(kind, str) else None
+    if inspect.isclass(layer) and issubclass(layer, UpsampleLayer):
+        layer = for_models(layer)
     if layer is None:
         raise ValueError(
             f"upsample_cfg must be a dict with the 'type' of a registered upsampler, got {cfg!r}"
@@ -74,7 +80,7 @@ def build_upsampler(
     return build_upsample_layer({**cfg, "type": layer}, **arguments)
 
 
-@ROOT_MODELS.register_module()
+@register(ROOT_MODELS)
 class UpsampleStages(nn.Module):
     """Several upsamplers in a row, each followed by a 3x3 convolution: the paper's form for DeepLab.
 
@@ -168,31 +174,31 @@ class UpsampledHead(BaseDecodeHead):
         return self.upsample(super().cls_seg(feat))
 
 
-@MODELS.register_module()
+@register(MODELS)
 class UpsampledFCNHead(UpsampledHead, FCNHead):
     """FCNHead with a learned upsampler, see :class:`UpsampledHead`."""
 
 
-@MODELS.register_module()
+@register(MODELS)
 class UpsampledASPPHead(UpsampledHead, ASPPHead):
     """ASPPHead (DeepLabV3) with a learned upsampler, see :class:`UpsampledHead`."""
 
 
-@MODELS.register_module()
+@register(MODELS)
 class UpsampledDepthwiseSeparableASPPHead(UpsampledHead, DepthwiseSeparableASPPHead):
     """DepthwiseSeparableASPPHead (DeepLabV3+) with a learned upsampler, see :class:`UpsampledHead`."""
 
 
-@MODELS.register_module()
+@register(MODELS)
 class UpsampledPSPHead(UpsampledHead, PSPHead):
     """PSPHead with a learned upsampler, see :class:`UpsampledHead`."""
 
 
-@MODELS.register_module()
+@register(MODELS)
 class UpsampledUPerHead(UpsampledHead, UPerHead):
     """UPerHead with a learned upsampler, see :class:`UpsampledHead`."""
 
 
-@MODELS.register_module()
+@register(MODELS)
 class UpsampledSegformerHead(UpsampledHead, SegformerHead):
     """SegformerHead with a learned upsampler, see :class:`UpsampledHead`."""

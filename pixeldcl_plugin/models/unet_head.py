@@ -14,11 +14,12 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ..registry import register
 from .decode_heads import build_upsampler
 from .upsamplers import recompute
 
 
-@MODELS.register_module()
+@register(MODELS)
 class UNetHead(BaseDecodeHead):
     """The decoder of a U-Net (Ronneberger et al. 2015): upsample x2, join the skip, convolve; repeat.
 

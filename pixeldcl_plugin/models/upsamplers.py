@@ -21,9 +21,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..layers.carafe import TorchCARAFE
+from ..layers.common import UpsampleLayer
 from ..layers.dysample import DySample
 from ..layers.pixel_dcl import IPixelDCL, PixelDCL
 from ..layers.pixel_shuffle import PixelShuffleICNR
+from ..registry import register
 
 
 class LearnedUpsample(nn.Module):
@@ -101,36 +103,47 @@ def _frozen_running_stats(module: nn.Module) -> Iterator[None]:
                 norm.num_batches_tracked.copy_(tracked)
 
 
-@MODELS.register_module(name="PixelDCL")
+@register(MODELS, "PixelDCL")
 class PixelDCLUpsample(LearnedUpsample):
     """``upsample_cfg=dict(type='PixelDCL')``: options as in :class:`~pixeldcl_plugin.PixelDCL`."""
 
     layer_type = PixelDCL
 
 
-@MODELS.register_module(name="IPixelDCL")
+@register(MODELS, "IPixelDCL")
 class IPixelDCLUpsample(LearnedUpsample):
     """``upsample_cfg=dict(type='IPixelDCL')``: options as in :class:`~pixeldcl_plugin.IPixelDCL`."""
 
     layer_type = IPixelDCL
 
 
-@MODELS.register_module(name="PixelShuffleICNR")
+@register(MODELS, "PixelShuffleICNR")
 class PixelShuffleICNRUpsample(LearnedUpsample):
     """``upsample_cfg=dict(type='PixelShuffleICNR')``: options as in :class:`PixelShuffleICNR`."""
 
     layer_type = PixelShuffleICNR
 
 
-@MODELS.register_module(name="TorchCARAFE")
+@register(MODELS, "TorchCARAFE")
 class TorchCARAFEUpsample(LearnedUpsample):
     """``upsample_cfg=dict(type='TorchCARAFE')``: options as in :class:`TorchCARAFE`."""
 
     layer_type = TorchCARAFE
 
 
-@MODELS.register_module(name="DySample")
+@register(MODELS, "DySample")
 class DySampleUpsample(LearnedUpsample):
     """``upsample_cfg=dict(type='DySample')``: options as in :class:`DySample`."""
 
     layer_type = DySample
+
+
+def for_models(layer: type[UpsampleLayer]) -> type[LearnedUpsample]:
+    """Return the class that models build for a layer: the registered one, or one made for a subclass."""
+    for wrapper in LearnedUpsample.__subclasses__():
+        if wrapper.layer_type is layer:
+            return wrapper
+    return type(f"{layer.__name__}Upsample", (LearnedUpsample,), {"layer_type": layer})
+
+
+UpsampleLayer.for_models = staticmethod(for_models)

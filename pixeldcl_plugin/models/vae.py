@@ -25,6 +25,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ..layers.arguments import check_positive, is_int
+from ..registry import register
 from .decode_heads import build_upsampler
 from .vae_densities import (
     LEVELS,
@@ -38,7 +39,7 @@ from .vae_densities import (
 __all__ = ["VAE"]
 
 
-@MODELS.register_module()
+@register(MODELS)
 class VAE(BaseModel):
     """A variational autoencoder whose decoder upsamples with the layers that ``upsample_cfg`` names.
 

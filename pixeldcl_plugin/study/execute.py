@@ -28,7 +28,7 @@ from ..utils.files import write_text_whole
 from .plan import Run, Study
 
 #: Scored beside the metrics of the config, where it does not ask for them itself.
-METRICS = (dict(type="BoundaryIoU"), dict(type="IsolatedPixels"))
+METRICS = (dict(type="BoundaryIoUMetric"), dict(type="IsolatedPixelsMetric"))
 RESULT = "result.json"
 
 

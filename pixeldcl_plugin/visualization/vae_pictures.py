@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
@@ -17,6 +15,11 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import Tensor
+
+from ..registry import register
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["ReconstructionHook", "draw_grid", "plot_reconstructions", "to_uint8"]
 
@@ -54,6 +57,9 @@ def draw_grid(rows: Sequence[Tensor], labels: Sequence[str], title: str = "", zo
             top, left = row * (height + gap), column * (width + gap)
             canvas[top : top + height, left : left + width] = panels[row, column]
     canvas = canvas.repeat(zoom, 0).repeat(zoom, 1)
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     dpi = 100
     margin, head = 9 * max(map(len, labels)) + 16, 30 if title else 0
@@ -99,7 +105,7 @@ def plot_reconstructions(model: BaseModel, dataset: Any, path: str | Path, count
     return True
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class ReconstructionHook(Hook):
     """Draws picture and reconstruction side by side for ``tools/test.py --show`` and ``--show-dir``.
 

@@ -18,16 +18,8 @@ import pytest
 from PIL import Image
 
 from pixeldcl_plugin.datasets.converters.mosaic_folder import MARKER, MosaicParameters, write_mosaic
-from pixeldcl_plugin.datasets.converters.mosaic_synthesis import (
-    CLASSES,
-    PALETTE,
-    SPLITS,
-    VOID,
-    compose,
-    cut_sources,
-    load_photos,
-    quadrants,
-)
+from pixeldcl_plugin.datasets.converters.mosaic_photos import CLASSES, PALETTE, SPLITS, VOID
+from pixeldcl_plugin.datasets.converters.mosaic_synthesis import compose, cut_sources, load_photos, quadrants
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools/dataset_converters/photo_mosaic.py"

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from ...utils.files import part_of, write_text_whole, written_whole
-from .mosaic_synthesis import CLASSES, PALETTE, SPLITS, VOID, compose, cut_sources, load_photos
+from .mosaic_photos import CLASSES, PALETTE, SPLITS, VOID
+from .mosaic_synthesis import compose, cut_sources, load_photos
 
 MARKER = "photo_mosaic.json"
 IMAGE_DIR = "JPEGImages"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -22,12 +21,10 @@ from skimage.color import gray2rgb, rgb2gray
 from skimage.transform import rescale
 from skimage.util import img_as_float32
 
+from .mosaic_photos import PHOTOS, SPLITS, VOID, Rectangle
+
 FloatImage = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]  # 0 or 1
-Rectangle = tuple[slice, slice]
-
-VOID = 255
-SPLITS = ("train", "val")
 
 # Pixels dropped on each side of a cut: JPEG blocks (8x8) and the optics correlate neighbours.
 GUARD = 8
@@ -37,40 +34,6 @@ _RING = np.ones((3, 3), dtype=np.uint8)
 
 # Share of the regions whose outline is void, two pixels wide, as annotators of VOC leave it.
 VOID_SHARE = 0.3
-
-
-class Photo(NamedTuple):
-    """One class: which photograph, which part of it, how much it is shrunk, and its colour.
-
-    Attributes:
-        name: Class name.
-        loader: Function of `skimage.data`; its file must lie inside the wheel.
-        window: Rows and columns in use, in pixels of the photograph.
-        zoom: Shrink factor that brings the photograph's texture to the scale of the mosaic.
-        color: RGB of the class in label pictures.
-    """
-
-    name: str
-    loader: str
-    window: Rectangle
-    zoom: float
-    color: tuple[int, int, int]
-
-
-_ALL = slice(None)
-PHOTOS = (
-    Photo("brick", "brick", (_ALL, _ALL), 0.6, (196, 78, 82)),
-    Photo("gravel", "gravel", (_ALL, _ALL), 0.6, (129, 114, 178)),
-    Photo("page", "page", (_ALL, _ALL), 1.0, (85, 168, 104)),
-    # Right of column 350 there is only the blurred room behind the cat.
-    Photo("cat", "chelsea", (_ALL, slice(350)), 0.8, (240, 178, 70)),
-    Photo("coffee", "coffee", (_ALL, _ALL), 0.5, (140, 86, 60)),
-    Photo("galaxies", "hubble_deep_field", (_ALL, _ALL), 0.5, (40, 60, 120)),
-    # The square inside the round field of view.
-    Photo("retina", "retina", (slice(220, 1190), slice(220, 1190)), 0.3, (226, 140, 190)),
-)
-CLASSES = tuple(photo.name for photo in PHOTOS)
-PALETTE = tuple(photo.color for photo in PHOTOS)
 
 
 def quadrants(shape: tuple[int, int], split: str) -> tuple[Rectangle, Rectangle]:
