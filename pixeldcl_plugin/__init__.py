@@ -20,6 +20,7 @@ _NAMES = {
     "PixelShuffleICNR": "layers.pixel_shuffle",
     "Segmenter": "apis.segmenter",
     "TorchCARAFE": "layers.carafe",
+    "UNetDecoder": "layers.unet_decoder",
     "create_model": "zoo.models",
     "list_models": "zoo.models",
     "load_weights": "zoo.models",

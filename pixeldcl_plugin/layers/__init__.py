@@ -16,5 +16,6 @@ from .carafe import TorchCARAFE
 from .dysample import DySample
 from .pixel_dcl import IPixelDCL, PixelDCL
 from .pixel_shuffle import PixelShuffleICNR
+from .unet_decoder import UNetDecoder
 
-__all__ = ["DySample", "IPixelDCL", "PixelDCL", "PixelShuffleICNR", "TorchCARAFE"]
+__all__ = ["DySample", "IPixelDCL", "PixelDCL", "PixelShuffleICNR", "TorchCARAFE", "UNetDecoder"]
