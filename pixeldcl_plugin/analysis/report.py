@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
@@ -51,7 +50,6 @@ def write_figure(
     figure = Figure(
         figsize=(15, 3.4 * rows + 4), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
     )
-    FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 1, height_ratios=[3.4 * rows, 4])
     upper, lower = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     table = upper.subplots(rows, 4, squeeze=False)

@@ -15,7 +15,8 @@ from PIL import Image
 
 from ..utils.cli import UsageError
 from ..utils.files import written_whole
-from ..visualization.pictures import image_size, overlay, read_image, save_index_png
+from ..utils.label_maps import save_index_png
+from ..visualization.pictures import image_size, overlay, read_image
 from ..zoo.download import file_sha256
 from .segmenter import Maps, Prediction, Segmenter
 

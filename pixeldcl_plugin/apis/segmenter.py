@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 from ..engine.runtime import leaf_datasets, load_config
 from ..utils.cli import UsageError
 from ..utils.compat import load_checkpoint
+from ..utils.label_maps import voc_palette
 from ..visualization.pictures import ImageSource, read_image
 from .export import load_segmentor, size_multiple
 from .tiling import Block, blocks, interpolate
@@ -270,15 +270,5 @@ def _meta(dataset: Any, checkpoint: str, count: int) -> tuple[tuple[str, ...], n
         classes = [f"class {index}" for index in range(count)]
     # A dataset may name its classes anew and leave the palette of all of them.
     if palette is None or len(palette) != count:
-        palette = _distinct_colors(count)
+        palette = voc_palette(count)
     return tuple(map(str, classes)), np.array(palette, np.uint8)
-
-
-def _distinct_colors(count: int) -> np.ndarray:
-    """Return PASCAL VOC's colours: bit k of an index, by threes, is a high bit of red, green and blue."""
-    index = np.arange(count)
-    colors = np.zeros((count, 3), np.int64)
-    for bit in range(math.ceil(max(count - 1, 1).bit_length() / 3)):
-        for channel in range(3):
-            colors[:, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
-    return colors.astype(np.uint8)

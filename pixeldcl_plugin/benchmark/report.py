@@ -8,7 +8,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -64,7 +63,6 @@ def write_plot(results: Sequence[Result], notes: Mapping[str, Any], path: Path) 
     rows = -(-len(panels) // columns)
     tallest = max(len(members) for _, members in panels)
     figure = Figure(figsize=(4.2 * columns, rows * (0.8 + 0.24 * tallest)), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (group, members) in zip(axes, panels, strict=False):
         names = [r.variant for r in members]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
-import importlib.metadata
 import json
 import time
 from collections.abc import Mapping
@@ -23,8 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..engine import console, preflight, runtime
 from ..evaluation.checkerboard import nyquist_energy
-from ..utils.compat import enable_safe_loading, installed_distribution
+from ..utils.compat import enable_safe_loading, installed_versions
 from ..utils.files import write_text_whole
+from ..visualization.reports import read_scalars
 from .plan import Run, Study
 
 #: Scored beside the metrics of the config, where it does not ask for them itself.
@@ -169,7 +168,7 @@ def execute(study: Study, run: Run, work_dir: str | Path) -> dict[str, Any]:
         "options": json.dumps(dict(run.arm.options), sort_keys=True),
         "data": cfg.train_dataloader.dataset.type,
         "threads": torch.get_num_threads(),
-        "versions": versions(),
+        "versions": ", ".join(map(" ".join, installed_versions("timm").values())),
         "date": datetime.date.today().isoformat(),
     }
     row = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
@@ -187,27 +186,8 @@ def validation_history(work_dir: str | Path, metric: str = "mIoU") -> dict[int, 
     Returns:
         The score at each iteration that was validated, in order of the iterations.
     """
-    found: dict[int, float] = {}
-    for log in sorted(Path(work_dir).glob("*/vis_data/scalars.json")):
-        for line in log.read_text().splitlines():
-            # A killed process may have left half a line.
-            with contextlib.suppress(json.JSONDecodeError):
-                entry = json.loads(line)
-                if metric in entry:
-                    found[int(entry["step"])] = float(entry[metric])
-    return dict(sorted(found.items()))
-
-
-def versions() -> str:
-    """Name the versions that figures depend on, as ``torch 2.14.1, onedl-mmsegmentation 1.4.2, ...``."""
-    from .. import __version__
-
-    found = [installed_distribution(module) for module in ("mmengine", "mmcv", "mmseg")]
-    parts = [f"pixeldcl-plugin {__version__}", f"torch {torch.__version__}"]
-    parts += [" ".join(pair) for pair in found if pair is not None]
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # an extra
-        parts.append(f"timm {importlib.metadata.version('timm')}")
-    return ", ".join(parts)
+    _, validations = read_scalars(work_dir)
+    return {step: record[metric] for step, record in sorted(validations.items()) if metric in record}
 
 
 @torch.no_grad()

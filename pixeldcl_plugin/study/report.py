@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..utils.files import write_text_whole
@@ -94,7 +93,6 @@ def _plot(study: Study, summaries: Mapping[str, Summary], metric: str, path: Pat
     ordered = sorted(summaries.values(), key=lambda s: s.mean(metric))
     reference = summaries.get(study.reference, Summary(study.reference, {}))
     figure = Figure(figsize=(10, 1.2 + 0.36 * len(ordered)), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     for place, s in enumerate(ordered):
         color = "#c44e52" if "pixeldcl" in s.arm else "#4c72b0"

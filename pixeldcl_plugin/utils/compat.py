@@ -78,6 +78,27 @@ def installed_distribution(module: str) -> tuple[str, str] | None:
     return None
 
 
+def installed_versions(*optional: str) -> dict[str, tuple[str, str]]:
+    """Return the distributions and versions, by module, of this package and of those that it computes with.
+
+    Args:
+        *optional: Distributions that are listed too where they are installed.
+    """
+    from .. import __version__
+
+    versions = {
+        "pixeldcl_plugin": ("pixeldcl-plugin", __version__),
+        "torch": ("torch", str(torch.__version__)),
+    }
+    for module in DISTRIBUTIONS:
+        if found := installed_distribution(module):
+            versions[module] = found
+    for name in optional:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = (name, importlib.metadata.version(name))
+    return versions
+
+
 def setup() -> None:
     """Prepares what importing this package promises; to be called before its other modules load.
 

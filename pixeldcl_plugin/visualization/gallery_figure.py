@@ -6,15 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch, Rectangle
 
+from ..utils.label_maps import VOID_COLOR, colorize
 from .disagreement import Column, Window, disagreement, disagreement_window
-from .pictures import VOID_COLOR, colorize
 
-__all__ = ["draw"]
+__all__ = ["add_legend", "draw", "draw_panel"]
 
 _FRAME = "#ff00a8"  # in no palette of the data sets here
 
@@ -57,7 +56,6 @@ def draw(
         dpi=150,
         layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01),
     )
-    FigureCanvasAgg(figure)
     table = figure.subplots(len(titles), len(columns), squeeze=False)
     for x, column in enumerate(columns):
         window = None
@@ -66,15 +64,17 @@ def draw(
         maps = [*([column.truth] if with_truth else []), *column.predictions]
         panels = [column.image, *(None if m is None else colorize(m, palette) for m in maps)]
         for axes, panel in zip(table[:, x], panels, strict=True):
-            _draw_panel(axes, panel, window)
+            draw_panel(axes, panel, window)
         table[0, x].set_title(f"{column.name}  [{column.index}]", fontsize=9)
     for axes, title in zip(table[:, 0], titles, strict=True):
         axes.set_ylabel(title, fontsize=11)
-    _add_legend(figure, columns, classes, palette, width)
+    shown = [m for column in columns for m in (column.truth, *column.predictions) if m is not None]
+    add_legend(figure, shown, classes, palette, ncols=int(width * len(columns) / 1.1))
     return figure
 
 
-def _draw_panel(axes: Axes, panel: np.ndarray | None, window: Window | None) -> None:
+def draw_panel(axes: Axes, panel: np.ndarray | None, window: Window | None = None) -> None:
+    """Draw a picture ``(H, W, 3)`` pixel by pixel, with the part in the window enlarged; nothing for None."""
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     if panel is None:
@@ -98,18 +98,25 @@ def _draw_panel(axes: Axes, panel: np.ndarray | None, window: Window | None) -> 
         spine.set(edgecolor=_FRAME, linewidth=1.6)
 
 
-def _add_legend(
-    figure: Figure, columns: Sequence[Column], classes: Sequence[str], palette: np.ndarray, width: float
+def add_legend(
+    figure: Figure, maps: Sequence[np.ndarray], classes: Sequence[str], palette: np.ndarray, ncols: int
 ) -> None:
-    maps = [m for column in columns for m in (column.truth, *column.predictions) if m is not None]
-    shown = sorted({int(value) for labels in maps for value in np.unique(labels)})
+    """Name below a figure the colours of the labels in maps ``(H, W)``; beyond the classes is void.
+
+    Args:
+        figure: With a constrained layout.
+        maps: Those that are shown.
+        classes: Names.
+        palette: RGB colours ``(classes, 3)`` of dtype uint8.
+        ncols: Names beside each other, at most.
+    """
     colors = {
         classes[i] if i < len(classes) else "void": palette[i] if i < len(classes) else VOID_COLOR
-        for i in shown
+        for i in sorted({int(value) for labels in maps for value in np.unique(labels)})
     }
     handles = [
         Patch(facecolor="#" + bytes(map(int, color)).hex(), edgecolor="0.5", label=name)
         for name, color in colors.items()
     ]
-    ncols = max(min(len(handles), int(width * len(columns) / 1.1)), 1)
+    ncols = max(min(len(handles), ncols), 1)
     figure.legend(handles=handles, loc="outside lower center", ncols=ncols, fontsize=9, frameon=False)

@@ -1,9 +1,8 @@
-"""Pictures in and out: reading any common image as RGB, label maps as colours and as palette PNGs."""
+"""Pictures in and out: reading any common image as RGB, and blending label maps over it."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
@@ -12,20 +11,11 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = [
-    "VOID_COLOR",
-    "ImageSource",
-    "colorize",
-    "image_size",
-    "overlay",
-    "read_image",
-    "save_index_png",
-]
+from ..utils.label_maps import colorize
+
+__all__ = ["ImageSource", "image_size", "overlay", "read_image"]
 
 ImageSource: TypeAlias = str | PathLike[str] | Image.Image | np.ndarray
-
-#: The colour of labels that name no class.
-VOID_COLOR = (224, 224, 224)
 
 
 def image_size(path: str | PathLike[str]) -> tuple[int, int]:
@@ -96,20 +86,6 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
         raise ValueError(f"cannot read {name}: {error}") from error
 
 
-def colorize(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Paint a label map.
-
-    Args:
-        labels: Class indices ``(H, W)``; those beyond the palette become :data:`VOID_COLOR`.
-        palette: RGB colours ``(classes, 3)`` of dtype uint8.
-
-    Returns:
-        An array ``(H, W, 3)`` of dtype uint8.
-    """
-    colors = np.concatenate([palette, np.array([VOID_COLOR], np.uint8)])
-    return colors[np.minimum(labels, len(palette))]
-
-
 def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> np.ndarray:
     """Blend a painted label map over its image.
 
@@ -120,23 +96,3 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity:
         opacity: Share of the label's colour, 0 to 1.
     """
     return cv2.addWeighted(image, 1 - opacity, colorize(labels, palette), opacity, 0)
-
-
-def save_index_png(labels: np.ndarray, palette: Sequence[Sequence[int]] | np.ndarray, file: Path) -> None:
-    """Write a label map as a PNG whose pixels are the class indices.
-
-    With up to 256 classes it carries the palette, so that viewers show colours; with more it is 16-bit.
-
-    Args:
-        labels: Class indices ``(H, W)``.
-        palette: RGB colours ``(classes, 3)``.
-        file: Where to write.
-    """
-    if len(palette) > 256:
-        Image.fromarray(labels.astype(np.uint16)).save(file, format="PNG")
-        return
-    image = Image.fromarray(labels.astype(np.uint8))
-    # All 256 entries: PIL would write fewer bits a pixel for a short palette, and cut the indices to them.
-    void = np.array([VOID_COLOR] * (256 - len(palette)), np.uint8).reshape(-1, 3)
-    image.putpalette(np.concatenate([np.asarray(palette, np.uint8), void]).tobytes())
-    image.save(file, format="PNG")

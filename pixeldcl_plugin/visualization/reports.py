@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,7 @@ from typing import Any
 import mmcv
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import is_main_process
 from mmengine.model import BaseModel, is_model_wrapper
@@ -20,13 +19,14 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
 from ..models.vae import VAE
+from ..utils.label_maps import colorize
+from .gallery_figure import add_legend, draw_panel
 from .vae_pictures import plot_reconstructions
 
 __all__ = ["finish_training", "plot_curves", "plot_predictions", "read_scalars"]
 
 # Logged beside the metrics of a validation.
 _NOT_METRICS = {"step", "iter", "epoch", "time", "data_time", "memory"}
-_VOID_COLOR = (224, 224, 224)
 
 Records = dict[int, dict[str, float]]
 
@@ -47,7 +47,7 @@ def read_scalars(work_dir: str | Path) -> tuple[Records, Records]:
     val: Records = {}
     for file in sorted(Path(work_dir).glob("*/vis_data/scalars.json")):
         records = [record for line in file.read_text().splitlines() if (record := _parse(line))]
-        first = min((record["step"] for record in records), default=0)
+        first = min((record["step"] for record in records), default=math.inf)
         for kept in (train, val):
             for step in [step for step in kept if step >= first]:
                 del kept[step]
@@ -89,7 +89,6 @@ def plot_curves(work_dir: str | Path, path: str | Path) -> bool:
     percent: list[str] = [key for key in ("mIoU", "aAcc") if key in keys]
     panels = [percent] if percent else [[key] for key in keys[:3]] or [[]]
     figure = Figure(figsize=(5 * (1 + len(panels)), 4), layout="constrained")
-    FigureCanvasAgg(figure)
     left, *rights = figure.subplots(1, 1 + len(panels)).flat
     steps = sorted(train)
     left.plot(steps, [train[step]["loss"] for step in steps], marker=".", color="tab:blue")
@@ -148,26 +147,17 @@ def _draw_rows(rows: list[tuple], classes: list[str], palette: np.ndarray) -> Fi
     figure = Figure(
         figsize=(3 * len(titles), 3 * len(rows) * height / width + 1), dpi=100, layout="constrained"
     )
-    FigureCanvasAgg(figure)
     table = figure.subplots(len(rows), len(titles), squeeze=False)
-    colors = np.tile(np.array(_VOID_COLOR, np.uint8), (256, 1))
-    colors[: len(palette)] = palette
-    shown: set[int] = set()
-    for axes_row, (image, label, prediction) in zip(table, rows, strict=True):
-        maps = [label, prediction] if with_label else [prediction]
-        panels = [image]
-        for values in maps:
-            if values is not None:
-                shown.update(np.unique(values).tolist())
-            panels.append(np.zeros_like(image) if values is None else colors[values])
+    shown = []
+    for axes_row, (image, *maps) in zip(table, rows, strict=True):
+        maps = maps if with_label else maps[1:]
+        shown += [values for values in maps if values is not None]
+        panels = [image, *(None if values is None else colorize(values, palette) for values in maps)]
         for axes, panel in zip(axes_row, panels, strict=True):
-            axes.imshow(panel, interpolation="nearest")
-            axes.set_axis_off()
+            draw_panel(axes, panel)
     for axes, title in zip(table[0], titles, strict=True):
         axes.set_title(title)
-    names = [(classes[i] if i < len(classes) else "void", colors[i] / 255) for i in sorted(shown)]
-    handles = [Patch(facecolor=c, edgecolor="0.5", label=n) for n, c in dict(names).items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+    add_legend(figure, shown, classes, palette, ncols=6)
     return figure
 
 

@@ -58,14 +58,12 @@ def draw_grid(rows: Sequence[Tensor], labels: Sequence[str], title: str = "", zo
             canvas[top : top + height, left : left + width] = panels[row, column]
     canvas = canvas.repeat(zoom, 0).repeat(zoom, 1)
 
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     dpi = 100
     margin, head = 9 * max(map(len, labels)) + 16, 30 if title else 0
     full_height, full_width = canvas.shape[0] + head, canvas.shape[1] + margin
     figure = Figure(figsize=(full_width / dpi, full_height / dpi), dpi=dpi)
-    FigureCanvasAgg(figure)
     figure.figimage(canvas, xo=margin, yo=0)
     for row, label in enumerate(labels):
         following = next((k for k in range(row + 1, count) if labels[k]), count)

@@ -9,15 +9,14 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from torch import Tensor
 
 from ..engine.weights import state_of
 from ..utils.cli import UsageError
-from ..utils.compat import CheckpointError, installed_distribution
+from ..utils.compat import CheckpointError
 
-__all__ = ["installed_versions", "released_state", "save_date", "training_changes", "training_command"]
+__all__ = ["released_state", "save_date", "training_changes", "training_command"]
 
 #: Settings that decide what comes out of a training.
 _DECISIVE = ("model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg")
@@ -113,14 +112,3 @@ def save_date(meta: Mapping[str, Any]) -> str:
     """Return the day on which the checkpoint was saved, else today, as YYYYMMDD."""
     found = re.match(r"\d{8}(?=_)", str(meta.get("time", "")))
     return found[0] if found else datetime.date.today().strftime("%Y%m%d")
-
-
-def installed_versions() -> dict[str, str]:
-    """Return the versions of this package and of those that it computes with."""
-    from .. import __version__
-
-    versions = {"pixeldcl_plugin": __version__, "torch": str(torch.__version__)}
-    for module in ("mmengine", "mmcv", "mmseg"):
-        if found := installed_distribution(module):
-            versions[module] = f"{found[0]} {found[1]}"
-    return versions

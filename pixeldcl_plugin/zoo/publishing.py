@@ -21,11 +21,11 @@ from torch.utils._pytree import tree_leaves
 from ..engine.runtime import load_config
 from ..engine.weights import load_state, read_state
 from ..utils.cli import UsageError
-from ..utils.compat import CheckpointError, load_checkpoint
+from ..utils.compat import DISTRIBUTIONS, CheckpointError, installed_versions, load_checkpoint
 from .download import file_sha256
 from .index import Release, ZooRoot, append_release, load_releases
 from .models import build_model, class_count
-from .provenance import installed_versions, released_state, save_date, training_command
+from .provenance import released_state, save_date, training_command
 
 __all__ = [
     "MAX_SHIPPED",
@@ -225,7 +225,11 @@ def publish(
             test_command=(facts.test_command or "").replace("{file}", weights)
             or shlex.join(["python", "tools/test.py", relative, weights]),
             seed=meta.get("seed"),
-            versions=installed_versions(),
+            # Of OpenMMLab's modules several distributions exist.
+            versions={
+                module: " ".join(found) if module in DISTRIBUTIONS else found[1]
+                for module, found in installed_versions().items()
+            },
         )
         draft.chmod(0o644)  # safetensors lets nobody else read what it writes.
         draft.rename(file)

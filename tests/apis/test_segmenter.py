@@ -21,7 +21,8 @@ from pixeldcl_plugin import Segmenter
 from pixeldcl_plugin.apis.tiling import Block, blocks, interpolate
 from pixeldcl_plugin.utils.cli import UsageError
 from pixeldcl_plugin.utils.compat import CheckpointError
-from pixeldcl_plugin.visualization.pictures import VOID_COLOR, colorize, overlay, read_image, save_index_png
+from pixeldcl_plugin.utils.label_maps import VOID_COLOR, colorize, save_index_png
+from pixeldcl_plugin.visualization.pictures import overlay, read_image
 
 Make = Callable[..., Segmenter]
 

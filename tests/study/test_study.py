@@ -213,11 +213,11 @@ def _selected(study: Study, run: Run, score: float) -> dict[str, Any]:
 
 
 def test_a_history_is_read_over_all_starts_of_a_run(tmp_path: Path) -> None:
-    logs = {"a": [(10, 1.0), (20, 2.0)], "b": [(20, 2.5), (30, 3.0)]}
-    for start, entries in logs.items():
+    logs = {"a": (5, [(10, 1.0), (20, 2.0)]), "b": (15, [(20, 2.5), (30, 3.0)])}
+    for start, (first, entries) in logs.items():
         log = tmp_path / start / "vis_data/scalars.json"
         log.parent.mkdir(parents=True)
-        lines = [json.dumps({"loss": 1.0, "step": 5})]
+        lines = [json.dumps({"loss": 1.0, "step": first})]
         lines += [json.dumps({"mIoU": score, "step": step}) for step, score in entries]
         log.write_text("\n".join([*lines, '{"mIoU": 7']))
     assert validation_history(tmp_path) == {10: 1.0, 20: 2.5, 30: 3.0}

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ...utils.label_maps import voc_palette
+
 #: Names of the 80 detection categories by COCO's own ids, which have gaps.
 CATEGORIES = {
     1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train",
@@ -35,23 +37,8 @@ LABELS = {category: label for label, category in enumerate(CATEGORIES, start=1)}
 VOID = 255
 
 
-def bit_shift_color(label: int) -> tuple[int, int, int]:
-    """Give the colour of a label in PASCAL VOC's map: its bits dealt in turn to red, green and blue.
-
-    Args:
-        label: 0 to 255; all 256 colours differ.
-
-    Returns:
-        Red, green and blue, 0 to 255.
-    """
-    color = [0, 0, 0]
-    for bit in range(8):
-        # The lowest bits of the label become the highest of the colour: neighbours differ clearly.
-        color[bit % 3] |= (label >> bit & 1) << (7 - bit // 3)
-    return color[0], color[1], color[2]
-
-
-PALETTE = tuple(bit_shift_color(label) for label in range(len(CLASSES)))
+#: Those of PASCAL VOC, as tuples.
+PALETTE = tuple(map(tuple, voc_palette(len(CLASSES)).tolist()))
 
 
 @dataclass(frozen=True)

@@ -23,18 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from ...utils.files import part_of, write_text_whole, written_whole
-from .coco_annotations import ImageRecord, bit_shift_color, read_annotations
+from ...utils.label_maps import save_index_png
+from .coco_annotations import PALETTE, ImageRecord, read_annotations
 from .coco_masks import paint
 
 MARKER = "coco_detection.{split}.json"
 
 # Raise it whenever the same annotations give other pixels.
 _VERSION = 1
-_COLORS = bytes(value for label in range(256) for value in bit_shift_color(label))
 # Images a worker is handed at a time.
 _CHUNK = 16
 
@@ -123,7 +122,8 @@ def _complete(images: Path, masks: Path, record: ImageRecord) -> bool:
                 f"{images / record.file_name} is {image.width}x{image.height} pixels,"
                 f" the annotation file says {record.width}x{record.height}"
             )
-    _save_mask(mask_file(masks, record), paint(record))
+    with written_whole(mask_file(masks, record)) as part:
+        save_index_png(paint(record), PALETTE, part)
     return True
 
 
@@ -214,13 +214,6 @@ def _claim(out: Path, split: str, marker: Path, digest: str) -> None:
 
 def _content(digest: str, *, complete: bool) -> dict[str, Any]:
     return {"version": _VERSION, "annotations_sha256": digest, "complete": complete}
-
-
-def _save_mask(file: Path, labels: npt.NDArray[np.uint8]) -> None:
-    picture = Image.fromarray(labels)
-    picture.putpalette(_COLORS)
-    with written_whole(file) as part:
-        picture.save(part, format="PNG")
 
 
 def _save_marker(file: Path, digest: str, *, complete: bool) -> None:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from ...utils.files import part_of, write_text_whole, written_whole
-from .mosaic_photos import CLASSES, PALETTE, SPLITS, VOID
+from ...utils.label_maps import save_index_png
+from .mosaic_photos import CLASSES, PALETTE, SPLITS
 from .mosaic_synthesis import compose, cut_sources, load_photos
 
 MARKER = "photo_mosaic.json"
@@ -27,7 +28,6 @@ LIST_DIR = "ImageSets/Segmentation"
 
 # Raise it whenever the same parameters give other pixels.
 _VERSION = 1
-_VOID_COLOR = (224, 224, 192)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def write_mosaic(
                 rng = np.random.default_rng((parameters.seed, SPLITS.index(split), index))
                 image, label = compose(sources, parameters.size, rng, first=index % len(CLASSES))
                 _save_image(image_file, image)
-                _save_label(label_file, label)
+                with written_whole(label_file) as part:
+                    save_index_png(label, PALETTE, part)
             on_image()
     for split, file in lists.items():
         write_text_whole(file, "".join(f"{name}\n" for name in names[split]))
@@ -159,16 +160,6 @@ def _save_image(file: Path, image: npt.NDArray[np.float32]) -> None:
     # No chroma subsampling: it would smear colour across the thin regions.
     with written_whole(file) as part:
         picture.save(part, format="JPEG", quality=95, subsampling=0)
-
-
-def _save_label(file: Path, label: npt.NDArray[np.uint8]) -> None:
-    colors = np.zeros((256, 3), dtype=np.uint8)
-    colors[: len(PALETTE)] = PALETTE
-    colors[VOID] = _VOID_COLOR
-    picture = Image.fromarray(label)
-    picture.putpalette(colors.tobytes())
-    with written_whole(file) as part:
-        picture.save(part, format="PNG")
 
 
 def _save_marker(file: Path, parameters: MosaicParameters, *, complete: bool) -> None:
