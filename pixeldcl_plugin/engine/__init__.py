@@ -1,5 +1,5 @@
-"""What makes a run of a config; hooks and optimizer wrappers are registered on import."""
+"""What makes a run of a config; hooks, optimizer and model wrappers are registered on import."""
 
-from . import hooks, optim
+from . import distributed, hooks, optim
 
-__all__ = ["hooks", "optim"]
+__all__ = ["distributed", "hooks", "optim"]

@@ -20,6 +20,7 @@ from mmengine.runner import Runner
 from ..utils.cli import UsageError
 from ..utils.compat import resolve_config
 from .console import QuietRunner
+from .distributed import GlobalBatchDDP
 from .hooks import CompleteWeightsHook, PlainCheckpointHook, RandomStateHook
 from .optim import BFloat16OptimWrapper
 
@@ -135,6 +136,8 @@ def set_randomness(cfg: Config, seed: int | None, deterministic: bool = False) -
 def enable_amp(cfg: Config) -> None:
     """Switches training to mixed precision: float16 with loss scaling on a GPU, else bfloat16.
 
+    A config that asks for bfloat16 keeps it on a GPU too.
+
     Raises:
         UsageError: If the config's optimizer wrapper is of a kind with no such counterpart.
     """
@@ -142,6 +145,8 @@ def enable_amp(cfg: Config) -> None:
     kind = wrapper.get("type", "OptimWrapper") if isinstance(wrapper, Mapping) else wrapper
     if kind not in ("OptimWrapper", "AmpOptimWrapper", BFloat16OptimWrapper.__name__):
         raise UsageError(f"--amp works with optim_wrapper type 'OptimWrapper', got {kind!r}")
+    if kind == BFloat16OptimWrapper.__name__:
+        return
     if torch.cuda.is_available():
         wrapper["type"] = "AmpOptimWrapper"
         wrapper.setdefault("loss_scale", "dynamic")
@@ -154,8 +159,8 @@ def enable_amp(cfg: Config) -> None:
 def adapt_to_hardware(cfg: Config) -> list[str]:
     """Makes a config written for GPUs run on a machine without one.
 
-    Synchronised batch norm becomes batch norm, float16 becomes bfloat16, and processes talk
-    through gloo. On a machine with a GPU nothing changes.
+    Synchronised batch norm becomes batch norm in a single process, float16 becomes bfloat16, and
+    processes talk through gloo. On a machine with a GPU nothing changes.
 
     Returns:
         What was changed, one sentence each, for the log.
@@ -169,8 +174,6 @@ def adapt_to_hardware(cfg: Config) -> list[str]:
     if torch.cuda.is_available():
         return []
     notes = []
-    if replaced := _replace_sync_bn(cfg.model):
-        notes.append(f"No GPU: {replaced} SyncBN settings of the model became BN.")
     wrapper = cfg.get("optim_wrapper")
     if isinstance(wrapper, Mapping) and wrapper.get("type") == "AmpOptimWrapper":
         enable_amp(cfg)
@@ -178,26 +181,30 @@ def adapt_to_hardware(cfg: Config) -> list[str]:
     if launcher not in ("none", "pytorch"):
         raise UsageError(f"--launcher {launcher} needs GPUs; without, use torchrun and pytorch")
     if launcher == "pytorch":
-        model_wrapper = dict(cfg.get("model_wrapper_cfg") or {})
-        model_wrapper.setdefault("type", "MMDistributedDataParallel")
-        model_wrapper.setdefault("broadcast_buffers", False)
-        unused = cfg.get("find_unused_parameters", False)
-        model_wrapper.setdefault("find_unused_parameters", unused)
-        model_wrapper["device_ids"] = None
-        cfg.model_wrapper_cfg = model_wrapper
         notes.append("No GPU: the processes communicate through gloo.")
+    synchronised = launcher == "pytorch" and _wrapper_type(cfg) == GlobalBatchDDP.__name__
+    if replaced := _replace_sync_bn(cfg.model, "SyncBN" if synchronised else "BN"):
+        notes.append(f"No GPU: {replaced} SyncBN settings of the model became BN.")
+    if cfg.get("sync_bn"):
+        cfg.sync_bn = "torch" if synchronised else None
     return notes
 
 
-def _replace_sync_bn(node: Any) -> int:
-    """Replaces SyncBN by BN in a nested config, in place; returns how often."""
+def _wrapper_type(cfg: Config) -> str:
+    """Return the type of the model wrapper of a distributed run: MMEngine's own gives way to ours."""
+    kind = (cfg.get("model_wrapper_cfg") or {}).get("type", "MMDistributedDataParallel")
+    return GlobalBatchDDP.__name__ if kind == "MMDistributedDataParallel" else kind
+
+
+def _replace_sync_bn(node: Any, kind: str) -> int:
+    """Replaces synchronised batch norms that need a GPU in a nested config, in place; returns how often."""
     if isinstance(node, list | tuple):
-        return sum(_replace_sync_bn(item) for item in node)
+        return sum(_replace_sync_bn(item, kind) for item in node)
     if not isinstance(node, dict):
         return 0
-    count = sum(_replace_sync_bn(item) for item in node.values())
-    if node.get("type") in ("SyncBN", "MMSyncBN"):
-        node["type"] = "BN"
+    count = sum(_replace_sync_bn(item, kind) for item in node.values())
+    if node.get("type") in {"SyncBN", "MMSyncBN"} - {kind}:
+        node["type"] = kind
         count += 1
     return count
 
@@ -248,21 +255,41 @@ def forget_pretraining(node: Any) -> None:
 def build_runner(cfg: Config) -> Runner:
     """Builds the runner, joining the process group first where MMEngine cannot.
 
-    With ``channels_last = True`` in the config the model computes in that memory format, in which mixed
-    precision is faster. MMEngine selects a GPU before it joins; without one it takes a group that exists
-    already.
+    MMEngine selects a GPU before it joins; without one it takes a group that exists already. Several
+    processes train as one would, see :class:`GlobalBatchDDP`, unless the config has a model wrapper of
+    another type. With ``channels_last = True`` in the config the model computes in that memory format, in
+    which mixed precision is faster.
+
+    Raises:
+        UsageError: If the config combines that format with another model wrapper.
     """
+    distributed = cfg.get("launcher", "none") != "none"
+    if distributed:
+        _set_model_wrapper(cfg)
     if cfg.get("launcher") == "pytorch" and not torch.cuda.is_available():
         seconds = (cfg.get("env_cfg") or {}).get("dist_cfg", {}).get("timeout") or 1800
         torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=seconds))
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else QuietRunner.from_cfg(cfg)
-    if cfg.get("channels_last"):
+    if cfg.get("channels_last") and not distributed:
         # Convolutions answer in the format of their weights, so the images need not be converted.
         runner.model.to(memory_format=torch.channels_last)
     if torch.cuda.is_available() and (cfg.get("randomness") or {}).get("deterministic"):
         # The loss of segmentation has no deterministic form on a GPU: warn of it, do not fail.
         torch.use_deterministic_algorithms(True, warn_only=True)
     return runner
+
+
+def _set_model_wrapper(cfg: Config) -> None:
+    wrapper = dict(cfg.get("model_wrapper_cfg") or {}, type=_wrapper_type(cfg))
+    if wrapper["type"] == GlobalBatchDDP.__name__:
+        wrapper.setdefault("find_unused_parameters", cfg.get("find_unused_parameters", False))
+        wrapper["channels_last"] = bool(cfg.get("channels_last"))
+    elif cfg.get("channels_last"):
+        raise UsageError(
+            f"channels_last = True does not go with model_wrapper_cfg type {wrapper['type']!r}: "
+            f"leave the type out, or set it to {GlobalBatchDDP.__name__!r}"
+        )
+    cfg.model_wrapper_cfg = wrapper
 
 
 def close_process_group() -> None:
@@ -302,7 +329,7 @@ def save_predictions(cfg: Config, folder: str) -> None:
     writers = [m for m in metrics if isinstance(m, dict) and m.get("type") == "IoUMetric"]
     if not writers:
         raise UsageError("--out: the config's test_evaluator has no IoUMetric to write predictions")
-    writers[0].update(output_dir=folder, keep_results=True)
+    writers[0]["output_dir"] = folder
 
 
 def enable_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:

@@ -19,6 +19,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -26,7 +27,7 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.dist import barrier
+from mmengine.dist import all_gather_object
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 from safetensors import SafetensorError
@@ -241,20 +242,24 @@ def _load_from_local(filename: str, map_location: Any = None) -> Any:
 def _load_from_http(filename: str, map_location: Any = None) -> Any:
     name = Path(urlparse(filename).path).name
     target = Path(torch.hub.get_dir()) / "checkpoints" / name
+    failure = None
     if int(os.environ.get("LOCAL_RANK", 0)) == 0 and not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
         # Model zoos end a file's name with the beginning of its SHA-256: a wrong file is refused.
         digest = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(
                 filename,
                 str(target),
                 hash_prefix=digest and digest[1],
                 progress=sys.stderr.isatty(),
             )
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"cannot download {filename!r}: {error}") from error
-    barrier()
+        except (OSError, RuntimeError, ValueError, HTTPException) as error:
+            failure = f"cannot download {filename!r}: {error}"
+    # A process that raised alone would leave the others waiting for it.
+    failures = [reason for reason in all_gather_object(failure) if reason]
+    if failures:
+        raise CheckpointError(failures[0])
     return load_checkpoint(target, map_location)
 
 
