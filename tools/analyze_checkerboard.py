@@ -34,6 +34,7 @@ from pixeldcl_plugin.apis.folders import find_images
 from pixeldcl_plugin.engine import console
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
+from pixeldcl_plugin.utils.files import write_text_whole
 from pixeldcl_plugin.visualization.pictures import read_image
 
 
@@ -137,7 +138,7 @@ def run(args: argparse.Namespace) -> None:
         )
     args.out.mkdir(parents=True, exist_ok=True)
     record["results"] = [analysis.record() for analysis in analyses]
-    record_file.write_text(json.dumps(record, indent=1) + "\n")
+    write_text_whole(record_file, json.dumps(record, indent=1) + "\n")
     write_figure(analyses, figure_file, image, image_profile)
     print_table(analyses)
     print(f"wrote {record_file} and {figure_file}")

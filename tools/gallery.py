@@ -19,6 +19,7 @@ from pixeldcl_plugin.apis import gallery
 from pixeldcl_plugin.engine import console, preflight, runtime
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
+from pixeldcl_plugin.utils.files import written_whole
 from pixeldcl_plugin.visualization import gallery_figure
 
 
@@ -114,7 +115,9 @@ def run(args: argparse.Namespace) -> None:
     )
     names = args.names or gallery.default_names([config for config, _ in pairs])
     classes, palette = segmenters[0].classes, segmenters[0].palette
-    gallery_figure.draw(columns, names, classes, palette, inset=args.inset).savefig(args.out)
+    figure = gallery_figure.draw(columns, names, classes, palette, inset=args.inset)
+    with written_whole(args.out) as part:
+        figure.savefig(part)
     print(f"wrote {args.out}: images {' '.join(str(column.index) for column in columns)} of {args.split}")
 
 

@@ -18,6 +18,7 @@ from pixeldcl_plugin.apis import vae_gallery
 from pixeldcl_plugin.engine import console, preflight, runtime
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
+from pixeldcl_plugin.utils.files import written_whole
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -81,7 +82,8 @@ def sample(args: argparse.Namespace) -> None:
             figures["interpolations"] = vae_gallery.draw_interpolations(models, faces, args.columns)
     args.out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
-        figure.savefig(args.out / f"{name}.png")
+        with written_whole(args.out / f"{name}.png") as part:
+            figure.savefig(part)
         print(f"wrote {args.out / name}.png")
 
 

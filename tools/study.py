@@ -33,19 +33,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 1 if a run failed."""
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> bool:
+    """Do what the command line says; return False if a run failed."""
     if args.processes < 1:
         raise UsageError(f"--processes must be positive, got {args.processes}")
     plan = study.load_study(args.study)
     work_dir = args.work_dir or Path("work_dirs/studies") / plan.name
     if args.run:
+        study.follow_study()
         study.execute(plan, study.find_run(plan, args.run), work_dir / args.run)
-        return 0
+        return True
     if args.dry_run:
-        print("\n".join(run.key for run in study.runs_left(plan, args.arms)) or "nothing left")
-        return 0
+        left = study.check_runs(plan, study.runs_left(plan, args.arms))
+        print("\n".join(left) or "nothing left")
+        return True
     base = [sys.executable, __file__, args.study, "--work-dir", str(work_dir), "--run"]
     whole = args.report or study.conduct(
         plan,
@@ -56,10 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for path in study.write_summary(plan, study.results_of(plan).rows):
         print(f"Wrote {path}")
-    return 0 if whole else 1
+    return whole
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    args = parse_args(argv)
+    # Signals that would leave the processes of the runs behind. Those end by them at once.
+    signals = () if args.run else ("SIGTERM", "SIGHUP")
+    with user_errors("the same command goes on where it was", *signals):
+        whole = run(args)
+    sys.exit(0 if whole else 1)
 
 
 if __name__ == "__main__":
-    with user_errors("the same command goes on where it was"):
-        code = main()
-    sys.exit(code)
+    main()

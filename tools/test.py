@@ -15,6 +15,7 @@ import pixeldcl_plugin  # noqa: F401  (registers everything; before any config i
 from pixeldcl_plugin.engine import console, preflight, runtime
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
+from pixeldcl_plugin.utils.files import writing_to
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -56,10 +57,11 @@ def test(args: argparse.Namespace) -> None:
     runtime.add_testing_hooks(cfg)
     notes = runtime.adapt_to_hardware(cfg)
 
-    runner = runtime.build_runner(cfg)
-    for note in notes:
-        runner.logger.info(note)
-    runner.test()
+    with writing_to(*filter(None, (args.out, args.show_dir, cfg.work_dir))):
+        runner = runtime.build_runner(cfg)
+        for note in notes:
+            runner.logger.info(note)
+        runner.test()
     runtime.close_process_group()
 
 

@@ -16,6 +16,7 @@ import pixeldcl_plugin  # noqa: F401  (registers everything; before any config i
 from pixeldcl_plugin.engine import console, preflight, runtime
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
+from pixeldcl_plugin.utils.files import writing_to
 from pixeldcl_plugin.visualization import reports
 
 
@@ -59,14 +60,15 @@ def train(args: argparse.Namespace) -> None:
     resumed = preflight.prepare_work_dir(cfg, args.resume, args.overwrite)
     runtime.add_training_hooks(cfg)
 
-    runner = runtime.build_runner(cfg)
-    for note in notes:
-        runner.logger.info(note)
-    runner.train()
-    if resumed is not None and resumed.iteration >= runner.max_iters and runner.val_loop:
-        # Killed after the last iteration: all that is left to do is its validation.
-        runner.val_loop.run()
-    reports.finish_training(runner)
+    with writing_to(cfg.work_dir):
+        runner = runtime.build_runner(cfg)
+        for note in notes:
+            runner.logger.info(note)
+        runner.train()
+        if resumed is not None and resumed.iteration >= runner.max_iters and runner.val_loop:
+            # Killed after the last iteration: all that is left to do is its validation.
+            runner.val_loop.run()
+        reports.finish_training(runner)
     runtime.close_process_group()
 
 

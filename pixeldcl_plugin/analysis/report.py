@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..evaluation.checkerboard import power_spectrum, radial_frequencies
+from ..utils.files import written_whole
 from .checkerboard import Analysis
 
 __all__ = ["print_table", "write_figure"]
@@ -78,7 +79,8 @@ def write_figure(
     _draw_profiles(panels[-3], analyses, image_profile)
     _draw_spreads(panels[-2], analyses)
     _draw_energies(panels[-1], analyses)
-    figure.savefig(path)
+    with written_whole(path) as part:
+        figure.savefig(part)
 
 
 def _zoom_corner(labels: Sequence[np.ndarray]) -> tuple[int, int]:

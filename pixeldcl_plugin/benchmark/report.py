@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from ..utils.files import written_whole
 from .measure import Result
 
 Group = tuple[str, str, str, str, str]
@@ -50,7 +51,7 @@ def write_csv(results: Sequence[Result], notes: Mapping[str, Any], path: Path) -
     """Write one row a result; the notes (command, date, versions) stand in every row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{**result.row(), **notes} for result in results]
-    with path.open("w", newline="") as file:
+    with written_whole(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -85,4 +86,5 @@ def write_plot(results: Sequence[Result], notes: Mapping[str, Any], path: Path) 
         f"({notes['hardware']}, {notes['threads']} threads, torch {notes['torch']})",
         fontsize=9,
     )
-    figure.savefig(path, dpi=110)
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=110)

@@ -30,6 +30,11 @@ def _belongs_on_console(record: logging.LogRecord) -> bool:
     return not record.getMessage().lstrip("\n-").startswith(_FILE_ONLY)
 
 
+def _fail(record: logging.LogRecord) -> None:
+    """End the run where its log cannot be written, as on a full disk, in place of a traceback a line."""
+    raise
+
+
 class QuietRunner(Runner):
     """A runner whose environment, config and list of hooks go to the log file only."""
 
@@ -41,6 +46,7 @@ class QuietRunner(Runner):
             if files and handler not in files:
                 handler.addFilter(_belongs_on_console)
         for handler in files:
+            handler.handleError = _fail  # type: ignore[method-assign]
             logger.info(f"Full log, with environment and config: {handler.baseFilename}")
         return logger
 

@@ -5,10 +5,10 @@ busy, ``conduct`` runs what is left of a study, ``results`` holds a row a run, `
 and ``report`` writes the tables and the picture.
 """
 
-from .conduct import conduct, find_run, results_of, runs_left
+from .conduct import check_runs, conduct, find_run, results_of, runs_left
 from .execute import execute, run_config
 from .plan import Arm, Run, Selection, Study, load_study
-from .pool import run_all
+from .pool import follow_study, run_all
 from .report import write_summary
 from .results import ResultFile, choose_learning_rates
 from .summary import summarise
@@ -19,10 +19,12 @@ __all__ = [
     "Run",
     "Selection",
     "Study",
+    "check_runs",
     "choose_learning_rates",
     "conduct",
     "execute",
     "find_run",
+    "follow_study",
     "load_study",
     "results_of",
     "run_all",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from mmengine.config import Config
+
 from ..engine import preflight
 from ..utils.cli import UsageError, notify
 from .execute import fingerprint, run_config
@@ -54,6 +56,20 @@ def runs_left(study: Study, arms: Iterable[str] | None = None) -> list[Run]:
     )
 
 
+def check_runs(study: Study, runs: Iterable[Run]) -> dict[str, Config]:
+    """Check what runs ask for before any of them is started; return their configs by key.
+
+    Raises:
+        UsageError: If a config, its data or its weights cannot be used.
+    """
+    configs = {run.key: run_config(study, run) for run in runs}
+    for cfg in configs.values():
+        preflight.check_upsamplers(cfg)
+        preflight.check_data(cfg, "train", "val")
+        preflight.check_weights(cfg)
+    return configs
+
+
 def conduct(
     study: Study,
     command: Callable[[Run], list[str]],
@@ -75,11 +91,7 @@ def conduct(
         Whether every run succeeded.
     """
     while runs := runs_left(study, arms):
-        configs = {run.key: run_config(study, run) for run in runs}
-        for cfg in configs.values():
-            preflight.check_upsamplers(cfg)
-            preflight.check_data(cfg, "train", "val")
-            preflight.check_weights(cfg)
+        configs = check_runs(study, runs)
         results = results_of(study)
         failed = run_all(
             runs,

@@ -149,7 +149,7 @@ def load_study(path: str | Path) -> Study:
     if not file.is_file():
         raise UsageError(f"no study {str(path)!r} (looked in {Path.cwd()})")
     try:
-        raw = yaml.safe_load(file.read_text())
+        raw = yaml.safe_load(file.read_bytes())  # bytes: what is no text is no YAML either
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     top = _Section(raw, str(path))
@@ -257,6 +257,11 @@ def _selection(raw: Any, where: str) -> Selection | None:
 
 
 def _check(study: Study, path: str) -> None:
+    for folder in (study.out, *study.out.parents):
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(
+                f"{path}: out {str(study.out)!r} must be a folder, but {str(folder)!r} is a file"
+            )
     names = [arm.name for arm in study.arms]
     for key, others in (("reference", (study.reference,)), ("also_compare_to", study.also_compare_to)):
         for other in others:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,10 @@ from .plan import Run
 
 #: Seconds between two looks at the processes, and between two lines where there is no terminal.
 POLL, LINE = 1.0, 60.0
+#: Seconds that a process has to end when it is asked to.
+PATIENCE = 10.0
+#: Says in the environment of a run's process which process its study is.
+_PARENT = "PIXELDCL_STUDY_PROCESS"
 
 
 @dataclass
@@ -97,17 +103,43 @@ def run_all(
                     eta = "" if remaining is None else f", {remaining / 60:.0f} min left"
                     console.print(f"{done + sum(steps.values())}/{total} iterations{eta}: {text}")
         finally:
-            for job in jobs:
-                job.process.terminate()
-            for job in jobs:
-                job.process.wait()
+            _stop([job.process for job in jobs])
     return failed
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + PATIENCE
+    for process in processes:
+        try:
+            process.wait(max(deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def follow_study() -> None:
+    """End this process with the study that started it, also when that one is killed outright.
+
+    Without it the run would go on beside the one that the study starts anew.
+    """
+    study = int(os.environ.get(_PARENT, 0))
+    if not study:
+        return  # started by hand
+
+    def watch() -> None:
+        while os.getppid() == study:
+            time.sleep(POLL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _start(run: Run, command: list[str], folder: Path) -> _Job:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT).unlink(missing_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", _PARENT: str(os.getpid())}
     with (folder / "console.log").open("ab") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment

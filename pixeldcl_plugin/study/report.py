@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..utils.files import write_text_whole
+from ..utils.files import write_text_whole, written_whole
 from .plan import Study
 from .results import Row
 from .summary import Summary, difference, summarise
@@ -110,4 +110,5 @@ def _plot(study: Study, summaries: Mapping[str, Summary], metric: str, path: Pat
     right.set(xlabel=f"difference to {study.reference}, paired by seed, 95 % interval")
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=120)

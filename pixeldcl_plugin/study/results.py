@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,27 @@ from .plan import Run, Study
 Row = dict[str, Any]
 
 
+#: What every row has, and how it is read.
+_COLUMNS: dict[str, Callable[[str], Any]] = {
+    "arm": str,
+    "stage": str,
+    "seed": int,
+    "learning_rate": float,
+    "mIoU": float,
+    "fingerprint": str,
+}
+
+
 class ResultFile:
-    """The CSV of a study. A run that has its row there is done, on whichever machine it ran."""
+    """The CSV of a study. A run that has its row there is done, on whichever machine it ran.
+
+    Raises:
+        UsageError: If the file is there and is not such a CSV.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.rows: list[Row] = []
-        if self.path.is_file():
-            with self.path.open(newline="") as file:
-                self.rows = list(csv.DictReader(file))
+        self.rows: list[Row] = _read(self.path) if self.path.exists() else []
 
     def find(self, run: Run, fingerprint: str) -> Row | None:
         """Return the row of a run, or None.
@@ -53,6 +65,22 @@ class ResultFile:
             writer = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
+
+
+def _read(path: Path) -> list[Row]:
+    refusal = f"{str(path)!r} is no result file of a study"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UsageError(f"{refusal}: {error}") from error
+    for row in rows:
+        for name, kind in _COLUMNS.items():
+            try:
+                kind(row[name])
+            except (KeyError, TypeError, ValueError) as error:
+                raise UsageError(f"{refusal}: a row has {row.get(name)!r} for {name!r}") from error
+    return rows
 
 
 def selection_scores(rows: Sequence[Row], metric: str = "mIoU") -> dict[str, dict[float, float]]:

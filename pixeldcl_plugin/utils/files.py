@@ -10,13 +10,13 @@ __all__ = ["part_of", "write_text_whole", "writing_to", "written_whole"]
 
 
 @contextlib.contextmanager
-def writing_to(path: str | Path) -> Iterator[None]:
-    """Name a file or folder in those errors of the block that name none, such as that of a full disk."""
+def writing_to(*paths: str | Path) -> Iterator[None]:
+    """Name where a block writes in those of its errors that name no file, such as that of a full disk."""
     try:
         yield
     except OSError as error:
         if error.errno is not None and error.filename is None:
-            error.filename = str(path)
+            error.filename = " or ".join(map(str, paths))
         raise
 
 

@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
 from ..models.vae import VAE
+from ..utils.files import written_whole
 from ..utils.label_maps import colorize
 from .gallery_figure import add_legend, draw_panel
 from .vae_pictures import plot_reconstructions
@@ -104,7 +105,8 @@ def plot_curves(work_dir: str | Path, path: str | Path) -> bool:
             axes.legend()
     for axes in (left, *rights):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with written_whole(Path(path)) as part:
+        figure.savefig(part, dpi=120)
     return True
 
 
@@ -136,7 +138,8 @@ def plot_predictions(model: BaseModel, dataset: Any, path: str | Path, count: in
     if not rows:
         return False
     meta = dataset.metainfo
-    _draw_rows(rows, list(meta["classes"]), np.array(meta["palette"], np.uint8)).savefig(path)
+    with written_whole(Path(path)) as part:
+        _draw_rows(rows, list(meta["classes"]), np.array(meta["palette"], np.uint8)).savefig(part)
     return True
 
 

@@ -17,6 +17,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from ..registry import register
+from ..utils.files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +100,8 @@ def plot_reconstructions(model: BaseModel, dataset: Any, path: str | Path, count
         outputs = model.test_step(pseudo_collate(items))
     reconstructions = torch.stack([output.reconstruction.cpu() for output in outputs])
     samples = torch.stack([output.prior_sample.cpu() for output in outputs])
-    draw_grid([images, reconstructions, samples], ["image", "reconstruction", "sample"]).savefig(path)
+    with written_whole(Path(path)) as part:
+        draw_grid([images, reconstructions, samples], ["image", "reconstruction", "sample"]).savefig(part)
     return True
 
 

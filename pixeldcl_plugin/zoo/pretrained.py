@@ -7,6 +7,7 @@ implementation. That one and timm's register the same tensors in the same order 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -91,5 +92,8 @@ def save_backbone(state_dict: Mapping[str, Tensor], file: Path) -> int:
         raise CheckpointError(f"{MODEL_NAME}: no weights for {missing[0]!r} of the backbone")
     file.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(file) as part:
-        torch.save({name: weights[name] for name in wanted}, part)
+        # By Python: torch's own writer fails in its destructor where a disk is full.
+        content = io.BytesIO()
+        torch.save({name: weights[name] for name in wanted}, content)
+        part.write_bytes(content.getbuffer())
     return len(wanted)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +40,7 @@ from pixeldcl_plugin.study import (
 from pixeldcl_plugin.study.execute import fingerprint, held_out_indices, validation_history
 from pixeldcl_plugin.study.report import difference_table, markdown_table
 from pixeldcl_plugin.study.summary import difference, last_change, paired_interval
-from pixeldcl_plugin.utils.cli import UsageError
+from pixeldcl_plugin.utils.cli import UsageError, user_errors
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,9 +114,53 @@ def test_mistakes_in_a_study_are_named(
 def test_an_absent_or_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no study .*absent\.yaml"):
         load_study(tmp_path / "absent.yaml")
-    (tmp_path / "broken.yaml").write_text("a: [1")
-    with pytest.raises(UsageError, match="is no YAML"):
-        load_study(tmp_path / "broken.yaml")
+    for content in (b"a: [1", b"\x80\x00\xff", b"name: \x07"):
+        (tmp_path / "broken.yaml").write_bytes(content)
+        with pytest.raises(UsageError, match="is no YAML"):
+            load_study(tmp_path / "broken.yaml")
+
+
+@pytest.mark.parametrize("out", ["taken", "taken/below"])
+def test_results_cannot_go_where_a_file_is(raw: dict[str, Any], tmp_path: Path, out: str) -> None:
+    (tmp_path / "taken").write_text("mine")
+    raw["out"] = str(tmp_path / out)
+    with pytest.raises(UsageError, match=f"out .*{out}'.*taken' is a file"):
+        load_study(_write(raw, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name,price\nspoon,3\n", "has None for 'arm'"),
+        (b"arm,stage,seed,learning_rate,mIoU,fingerprint\na,main,x,0.1,5,0\n", "has 'x' for 'seed'"),
+        (b"arm,stage,seed,learning_rate,mIoU,fingerprint\na,main\n", "has None for 'seed'"),
+        (b"\x89PNG\r\n\x1a\n\x00\xff", "is no result file of a study"),
+    ],
+)
+def test_a_foreign_result_file_is_left_alone(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "tiny.csv").write_bytes(content)
+    with pytest.raises(UsageError, match=message) as refusal:
+        ResultFile(tmp_path / "tiny.csv")
+    assert "tiny.csv" in str(refusal.value)
+    assert (tmp_path / "tiny.csv").read_bytes() == content
+
+
+def test_a_dry_run_names_what_a_run_would_stumble_over(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    main = runpy.run_path("tools/study.py")["main"]
+    for kind, code in (("PixelDCL", 0), ("PixelDLC", 2)):
+        raw["arms"]["pixeldcl"]["upsampler"]["type"] = kind
+        with pytest.raises(SystemExit) as stop:
+            main([str(_write(raw, tmp_path)), "--dry-run"])
+        assert stop.value.code == code
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "pixeldcl_seed2"
+    assert err.startswith("error: ")
+    assert "'PixelDLC'" in err
+    assert "did you mean 'PixelDCL'" in err
+    assert err.count("\n") == 1
 
 
 def test_run_config_replaces_the_upsampler_whole(raw: dict[str, Any], tmp_path: Path) -> None:
@@ -352,6 +399,44 @@ if key == "pixeldcl_seed1": sys.exit("out of luck")
     assert "failed pixeldcl_seed1: out of luck" in (tmp_path / "shown.txt").read_text()
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_study_that_is_stopped_ends_its_processes(
+    raw: dict[str, Any], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = load_study(_write(raw, tmp_path))
+    # One of them will not go.
+    body = """
+import signal
+if key == "pixeldcl_seed0": signal.signal(signal.SIGTERM, signal.SIG_IGN)
+Path("{folder}", key).write_text(str(os.getpid()))
+time.sleep(100)
+""".replace("{folder}", str(tmp_path))
+    monkeypatch.setattr("pixeldcl_plugin.study.pool.POLL", 0.05)
+    monkeypatch.setattr("pixeldcl_plugin.study.pool.PATIENCE", 0.5)
+    started = [tmp_path / "deconv-k4_seed0", tmp_path / "pixeldcl_seed0"]
+
+    def stop() -> None:
+        while not all(file.is_file() and file.read_text() for file in started):
+            time.sleep(0.02)
+        os.kill(os.getpid(), getattr(signal, name))
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(SystemExit) as ended, user_errors("go on", "SIGTERM", "SIGHUP"):
+        run_all(
+            study.runs(),
+            lambda run: 4,
+            _script(tmp_path, body),
+            lambda run: tmp_path / "work" / run.key,
+            lambda run, row: None,
+            processes=2,
+            console=Console(file=io.StringIO()),
+        )
+    assert ended.value.code == 128 + getattr(signal, name)
+    for file in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.read_text()), 0)
+
+
 @pytest.mark.slow
 def test_a_killed_study_goes_on_where_it_was(raw: dict[str, Any], tmp_path: Path) -> None:
     raw["arms"]["pixeldcl"]["seeds"] = [0]
@@ -369,8 +454,13 @@ def test_a_killed_study_goes_on_where_it_was(raw: dict[str, Any], tmp_path: Path
     while not (out.is_file() and any(second.glob("iter_*.pth"))) and time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
+    # No training outlives its study: the group of processes ends.
+    with pytest.raises(ProcessLookupError):  # noqa: PT012
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
     first = out.read_text().splitlines()[1]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
