@@ -24,7 +24,7 @@ from .common import (
     no_autocast,
     pixel_shuffle,
 )
-from .functional import being_traced, empty_upsampled
+from .interleave import being_traced, empty_upsampled
 
 __all__ = ["TorchCARAFE", "reassemble"]
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ..layers.arguments import check_positive, is_int
 from ..registry import register
 from .decode_heads import build_upsampler
+from .vae_arguments import check_noise, check_widths
 from .vae_densities import (
     LEVELS,
     dequantise,
@@ -91,8 +92,8 @@ class VAE(BaseModel):
             data_preprocessor = dict(type="ImgDataPreprocessor", mean=[0.0] * 3, std=[255.0] * 3)
         super().__init__(data_preprocessor, init_cfg)
         check_positive(image_size=image_size, latent_channels=latent_channels)
-        _check_widths(image_size, encoder_channels, decoder_channels)
-        _check_noise(std, beta, importance_samples, seed)
+        check_widths(image_size, encoder_channels, decoder_channels)
+        check_noise(std, beta, importance_samples, seed)
         self.image_size = image_size
         self.latent_channels = latent_channels
         self.beta = beta
@@ -297,32 +298,3 @@ class VAE(BaseModel):
         share = torch.linspace(0, 1, steps, device=start.device).view(1, -1, 1)
         latents = torch.lerp(start, end, share)
         return to_image(self.decode(latents.flatten(0, 1))).unflatten(0, (len(a), steps))
-
-
-def _check_widths(image_size: int, encoder: Sequence[int], decoder: Sequence[int]) -> None:
-    for name, widths in (("encoder_channels", encoder), ("decoder_channels", decoder)):
-        if not widths or not all(is_int(width) and width > 0 for width in widths):
-            raise ValueError(f"{name} must be positive integers, got {widths!r}")
-    if len(decoder) != len(encoder) + 1:
-        raise ValueError(
-            f"decoder_channels must be one more than encoder_channels, got {decoder!r} for {encoder!r}"
-        )
-    if image_size % 2 ** len(encoder):
-        raise ValueError(
-            f"image_size must be a multiple of {2 ** len(encoder)} for {len(encoder)} encoder_channels, "
-            f"got {image_size}"
-        )
-
-
-def _check_noise(std: object, beta: object, importance_samples: object, seed: object) -> None:
-    if std != "learned" and not (_is_number(std) and float(std) > 0):  # type: ignore[arg-type]
-        raise ValueError(f"std must be a positive number or 'learned', got {std!r}")
-    if not _is_number(beta) or float(beta) < 0:  # type: ignore[arg-type]
-        raise ValueError(f"beta must be a number of at least 0, got {beta!r}")
-    for name, value in (("importance_samples", importance_samples), ("seed", seed)):
-        if not is_int(value) or int(value) < 0:  # type: ignore[call-overload]
-            raise ValueError(f"{name} must be an integer of at least 0, got {value!r}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
