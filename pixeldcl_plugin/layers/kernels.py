@@ -23,27 +23,47 @@ _NEAREST = {
     ("p11", "p01"): ((-1, 0), (0, 0)),
     ("p00", "p10"): ((0, 0), (1, 0)),
     ("p11", "p10"): ((0, -1), (0, 0)),
-    # The kernels that p01 and p10 share; an even number of taps puts the centre after the middle.
-    ("p00|p11", "p01|p10 along rows"): ((0, -1), (0, 0)),
-    ("p00|p11", "p01|p10 along columns"): ((-1, 0), (0, 0)),
 }
 
 
 @dataclass(frozen=True)
+class Target:
+    """What one block of a weight makes: the maps, several if they share it, and their nearest neighbours.
+
+    ``nearest`` are the taps (dy, dx) of these among what is read, counted from the centre; an even number of
+    taps puts that after the middle.
+    """
+
+    maps: tuple[str, ...]
+    nearest: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class Kernel:
-    """One weight: the map that it reads, the maps that it makes (stacked on dim 0), its size in taps.
+    """One weight: the maps that it reads, what its blocks (stacked on dim 0) make, its size in taps.
 
     A ``dense`` one mixes all channels whatever the groups of the others.
     """
 
-    source: str
-    targets: tuple[str, ...]
+    sources: tuple[str, ...]
+    targets: tuple[Target, ...]
     size: tuple[int, int]
     dense: bool = False
 
+    @classmethod
+    def between(cls, source: str, *maps: str, size: tuple[int, int], dense: bool = False) -> Kernel:
+        """Return the kernel that makes each of some maps out of one, with a block a map."""
+        targets = tuple(Target((made,), _NEAREST.get((source, made), ())) for made in maps)
+        return cls((source,), targets, size, dense)
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether it reads the layer's input, and no map."""
+        return self.sources == ("x",)
+
     def shape(self, in_channels: int, out_channels: int, groups: int) -> tuple[int, int, int, int]:
         """Return the weight's shape ``(targets * C, source channels / groups, kh, kw)``."""
-        read = in_channels if self.source == "x" else out_channels
+        read = in_channels if self.reads_input else out_channels
         return (len(self.targets) * out_channels, read // (1 if self.dense else groups), *self.size)
 
 
@@ -53,20 +73,22 @@ def pixel_dcl_kernels(kernel_size: int, efficient: bool, separable: bool = False
     The first one mixes the channels, unless a ``separable`` layer has mixed them before.
     """
     size = (kernel_size, kernel_size)
-    first = Kernel("x", ("p00",), size, dense=not separable)
+    first = Kernel.between("x", "p00", size=size, dense=not separable)
     if not efficient:
         return {
             "weight_p00": first,
-            "weight_from_p00": Kernel("p00", ("p11", "p01", "p10"), size),
-            "weight_from_p11": Kernel("p11", ("p01", "p10"), size),
-            "weight_from_p01": Kernel("p01", ("p10",), size),
+            "weight_from_p00": Kernel.between("p00", "p11", "p01", "p10", size=size),
+            "weight_from_p11": Kernel.between("p11", "p01", "p10", size=size),
+            "weight_from_p01": Kernel.between("p01", "p10", size=size),
         }
     even, odd = live_taps(kernel_size)
+    # p01 reads p00 along its rows and p11 along its columns, p10 the other way round.
+    sources, maps = ("p00", "p11"), ("p01", "p10")
     return {
         "weight_p00": first,
-        "weight_p11": Kernel("p00", ("p11",), size),
-        "weight_h": Kernel("p00|p11", ("p01|p10 along rows",), (even, odd)),
-        "weight_v": Kernel("p00|p11", ("p01|p10 along columns",), (odd, even)),
+        "weight_p11": Kernel.between("p00", "p11", size=size),
+        "weight_h": Kernel(sources, (Target(maps, ((0, -1), (0, 0))),), (even, odd)),
+        "weight_v": Kernel(sources, (Target(maps, ((-1, 0), (0, 0))),), (odd, even)),
     }
 
 
@@ -74,13 +96,13 @@ def ipixel_dcl_kernels(kernel_size: int, efficient: bool, separable: bool = Fals
     """Return the kernels of iPixelDCL (Fig. 5, solid and dashed lines); ``separable`` as for PixelDCL."""
     size = (kernel_size, kernel_size)
     table = {
-        "weight_p00": Kernel("x", ("p00",), size, dense=not separable),
-        "weight_from_x": Kernel("x", ("p11", "p01", "p10"), size),
-        "weight_from_p00": Kernel("p00", ("p11", "p01", "p10"), size),
-        "weight_from_p11": Kernel("p11", ("p01", "p10"), size),
+        "weight_p00": Kernel.between("x", "p00", size=size, dense=not separable),
+        "weight_from_x": Kernel.between("x", "p11", "p01", "p10", size=size),
+        "weight_from_p00": Kernel.between("p00", "p11", "p01", "p10", size=size),
+        "weight_from_p11": Kernel.between("p11", "p01", "p10", size=size),
     }
     if not efficient:
-        table["weight_from_p01"] = Kernel("p01", ("p10",), size)
+        table["weight_from_p01"] = Kernel.between("p01", "p10", size=size)
     return table
 
 
@@ -90,13 +112,13 @@ def init_kaiming(weights: Mapping[str, Tensor], table: Mapping[str, Kernel]) -> 
     The gain is 1, as there is no activation between the maps; the fan-in of a map counts the taps of all
     the kernels that make it.
     """
-    fan_in: dict[str, int] = defaultdict(int)
+    fan_in: dict[tuple[str, ...], int] = defaultdict(int)
     for name, kernel in table.items():
         for target in kernel.targets:
-            fan_in[_made(target)] += weights[name][0].numel()
+            fan_in[target.maps] += weights[name][0].numel()
     for name, kernel in table.items():
         for block, target in zip(_blocks(weights[name], kernel), kernel.targets, strict=True):
-            torch.nn.init.normal_(block, std=fan_in[_made(target)] ** -0.5)
+            torch.nn.init.normal_(block, std=fan_in[target.maps] ** -0.5)
 
 
 def draw_preserving_variance(weight: Tensor) -> None:
@@ -125,7 +147,7 @@ def init_interpolate(weights: Mapping[str, Tensor], table: Mapping[str, Kernel])
             continue
         weights[name].zero_()
         for block, target in zip(_blocks(weights[name], kernel), kernel.targets, strict=True):
-            for dy, dx in _NEAREST.get((kernel.source, target), ()):
+            for dy, dx in target.nearest:
                 block[:, :, block.size(2) // 2 + dy, block.size(3) // 2 + dx] = 0.25 * _eye(block)
 
 
@@ -144,13 +166,13 @@ def constrain_dc(weights: Mapping[str, Tensor], table: Mapping[str, Kernel]) -> 
     weights = {
         name: weight.to(torch.promote_types(weight.dtype, torch.float32)) for name, weight in weights.items()
     }
-    sums: dict[str, Tensor] = {}
-    taps: dict[str, int] = defaultdict(int)
+    sums: dict[tuple[str, ...], Tensor] = {}
+    taps: dict[tuple[str, ...], int] = defaultdict(int)
     for name, kernel in table.items():
-        if kernel.source == "x":
+        if kernel.reads_input:
             continue
         for block, target in zip(_blocks(weights[name], kernel), kernel.targets, strict=True):
-            made, tap_sum = _made(target), block.sum(dim=(2, 3))
+            made, tap_sum = target.maps, block.sum(dim=(2, 3))
             sums[made] = sums[made] + tap_sum if made in sums else tap_sum
             taps[made] += kernel.size[0] * kernel.size[1]
     missing = {made: (_eye(tap_sum) - tap_sum) / taps[made] for made, tap_sum in sums.items()}
@@ -158,19 +180,14 @@ def constrain_dc(weights: Mapping[str, Tensor], table: Mapping[str, Kernel]) -> 
     constrained = {}
     for name, kernel in table.items():
         weight = weights[name]
-        if kernel.targets == ("p00",):
+        if name == "weight_p00":
             constrained[name] = weight
-        elif kernel.source == "x":
+        elif kernel.reads_input:
             constrained[name] = weight - weight.mean(dim=(2, 3), keepdim=True)
         else:
-            correction = torch.cat([missing[_made(target)] for target in kernel.targets])
+            correction = torch.cat([missing[target.maps] for target in kernel.targets])
             constrained[name] = weight + correction[:, :, None, None]
     return {name: weight.to(dtypes[name]) for name, weight in constrained.items()}
-
-
-def _made(target: str) -> str:
-    """Return the map that a target names: p01 and p10 of Fig. 6 are made by two kernels together."""
-    return target.partition(" ")[0]
 
 
 def _blocks(weight: Tensor, kernel: Kernel) -> tuple[Tensor, ...]:

@@ -86,7 +86,7 @@ class _PixelUpsample(UpsampleLayer):
         self.register_parameter("weight_pointwise", pointwise)
         self.kernels = type(self)._kernel_table(kernel_size, efficient, separable)
         for name, kernel in self.kernels.items():
-            if (mixed_channels if kernel.source == "x" else out_channels) % self.groups and not kernel.dense:
+            if (mixed_channels if kernel.reads_input else out_channels) % self.groups and not kernel.dense:
                 raise ValueError(
                     f"groups must divide out_channels, for iPixelDCL also in_channels, got {groups!r} with "
                     f"in_channels={in_channels}, out_channels={out_channels}"
