@@ -1,14 +1,11 @@
 """COCO's masks on disk: a palette PNG an image, a split list, and a marker that says whose they are.
 
 Below the folder lie ``{split}/*.png``, ``{split}.txt`` and the marker ``coco_detection.{split}.json``
-with the digest of the annotation file. The marker is what allows a second run to recognise its own
-split, to continue after an interruption, and to leave everything else alone. Several splits may share
-a folder.
+with the digest of the annotation file. Several splits may share a folder.
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import re
@@ -25,10 +22,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...utils.files import part_of, write_text_whole, written_whole
+from ...utils.files import write_text_whole, written_whole
 from ...utils.label_maps import save_index_png
 from .coco_annotations import PALETTE, ImageRecord, read_annotations
 from .coco_masks import paint
+from .marker import Marker
 
 MARKER = "coco_detection.{split}.json"
 
@@ -83,9 +81,13 @@ def convert(
         raise FileNotFoundError(
             f"{len(missing)} of {len(records)} images are not in {images}: {', '.join(missing)}"
         )
-    marker = out / MARKER.format(split=split)
-    _claim(out, split, marker, digest)
     masks, listing = out / split, out / f"{split}.txt"
+    marker = Marker(
+        out / MARKER.format(split=split),
+        f"the split {split} of another annotation file or version of this tool,",
+        {"version": _VERSION, "annotations_sha256": digest},
+    )
+    marker.claim(siblings=MARKER.format(split="*"), names=(masks.name, listing.name))
     for folder in {(masks / record.name).parent for record in records}:
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -103,7 +105,7 @@ def convert(
     found = sum(1 for _ in masks.rglob("*.png"))
     if found != total:
         raise ValueError(f"verification failed: {masks} holds {found} masks, {annotations} {total} images")
-    _save_marker(marker, digest, complete=True)
+    marker.save(complete=True)
     return total, painted
 
 
@@ -177,44 +179,3 @@ def _follow_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _claim(out: Path, split: str, marker: Path, digest: str) -> None:
-    """Mark a free split as ours, or check that it is."""
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"{out} is a file; --out takes a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    if not marker.is_file():
-        there = {file.name for file in out.iterdir()} - {part_of(marker).name}
-        if there and not any(out.glob(MARKER.format(split="*"))):
-            raise FileExistsError(
-                f"{out} is not empty and was not written by this tool; choose a new or empty folder"
-            )
-        taken = there & {split, f"{split}.txt"}
-        if taken:
-            raise FileExistsError(
-                f"{', '.join(sorted(taken))} in {out} was not written by this tool; choose another folder"
-                " or split"
-            )
-        _save_marker(marker, digest, complete=False)
-        return
-    try:
-        found = json.loads(marker.read_text())
-    except ValueError:
-        found = None
-    wanted = _content(digest, complete=True)
-    if not isinstance(found, dict) or found.keys() != wanted.keys():
-        raise FileExistsError(f"{marker} was not written by this tool; choose a new folder")
-    if any(found[key] != wanted[key] for key in ("version", "annotations_sha256")):
-        raise FileExistsError(
-            f"{out} holds the split {split} of another annotation file or version of this tool;"
-            " choose another folder or split"
-        )
-
-
-def _content(digest: str, *, complete: bool) -> dict[str, Any]:
-    return {"version": _VERSION, "annotations_sha256": digest, "complete": complete}
-
-
-def _save_marker(file: Path, digest: str, *, complete: bool) -> None:
-    write_text_whole(file, json.dumps(_content(digest, complete=complete), indent=2) + "\n")

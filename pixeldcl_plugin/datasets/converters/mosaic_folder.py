@@ -1,13 +1,10 @@
 """The photo mosaic set on disk: PASCAL VOC layout, atomic files, a marker that says whose it is.
 
-The marker (`photo_mosaic.json`) holds the parameters and whether the set is complete. It is what
-allows a second run to recognise its own folder, to continue after an interruption, and to leave
-every other folder alone.
+The marker (`photo_mosaic.json`) holds the parameters.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ...utils.files import part_of, write_text_whole, written_whole
+from ...utils.files import write_text_whole, written_whole
 from ...utils.label_maps import save_index_png
+from .marker import Marker
 from .mosaic_photos import CLASSES, PALETTE, SPLITS
 from .mosaic_synthesis import compose, cut_sources, load_photos
 
@@ -95,7 +93,8 @@ def write_mosaic(
     }
     files = [file for listed in names.values() for name in listed for file in _files_of(out, name)]
     lists = {split: out / LIST_DIR / f"{split}.txt" for split in SPLITS}
-    if _claim(out, parameters) and all(file.is_file() for file in (*files, *lists.values())):
+    marker = Marker(out / MARKER, "a photo mosaic set", {"version": _VERSION, **asdict(parameters)})
+    if marker.claim() and all(file.is_file() for file in (*files, *lists.values())):
         return False
 
     for folder in (IMAGE_DIR, LABEL_DIR, LIST_DIR):
@@ -113,7 +112,7 @@ def write_mosaic(
             on_image()
     for split, file in lists.items():
         write_text_whole(file, "".join(f"{name}\n" for name in names[split]))
-    _save_marker(out / MARKER, parameters, complete=True)
+    marker.save(complete=True)
     return True
 
 
@@ -121,46 +120,8 @@ def _files_of(out: Path, name: str) -> tuple[Path, Path]:
     return out / IMAGE_DIR / f"{name}.jpg", out / LABEL_DIR / f"{name}.png"
 
 
-def _claim(out: Path, parameters: MosaicParameters) -> bool:
-    """Mark a free folder as ours, or check that it is; give whether its set is complete."""
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"{out} is a file; --out takes a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    marker = out / MARKER
-    if not marker.is_file():
-        if {file.name for file in out.iterdir()} - {part_of(marker).name}:
-            raise FileExistsError(
-                f"{out} is not empty and was not written by this tool (no {MARKER} in it); "
-                "choose a new or empty folder"
-            )
-        _save_marker(marker, parameters, complete=False)
-        return False
-    try:
-        found = json.loads(marker.read_text())
-    except ValueError:
-        found = None
-    wanted = _content(parameters, complete=True)
-    if not isinstance(found, dict) or found.keys() != wanted.keys():
-        raise FileExistsError(f"{marker} was not written by this tool; choose a new folder")
-    complete = found.pop("complete") is True
-    other = [
-        f"{name}={value!r}, not {wanted[name]}" for name, value in found.items() if value != wanted[name]
-    ]
-    if other:
-        raise FileExistsError(f"{out} holds a photo mosaic set with {'; '.join(other)}; choose a new folder")
-    return complete
-
-
-def _content(parameters: MosaicParameters, *, complete: bool) -> dict[str, int]:
-    return {"version": _VERSION, **asdict(parameters), "complete": complete}
-
-
 def _save_image(file: Path, image: npt.NDArray[np.float32]) -> None:
     picture = Image.fromarray(np.rint(image * 255).astype(np.uint8))
     # No chroma subsampling: it would smear colour across the thin regions.
     with written_whole(file) as part:
         picture.save(part, format="JPEG", quality=95, subsampling=0)
-
-
-def _save_marker(file: Path, parameters: MosaicParameters, *, complete: bool) -> None:
-    write_text_whole(file, json.dumps(_content(parameters, complete=complete), indent=2) + "\n")
