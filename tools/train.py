@@ -57,17 +57,13 @@ def train(args: argparse.Namespace) -> None:
     preflight.check_upsamplers(cfg)
     preflight.check_data(cfg, "train", "val")
     preflight.check_weights(cfg)
-    resumed = preflight.prepare_work_dir(cfg, args.resume, args.overwrite)
-    runtime.add_training_hooks(cfg)
-
-    with writing_to(cfg.work_dir):
+    with preflight.claimed_work_dir(cfg), writing_to(cfg.work_dir):
+        preflight.prepare_work_dir(cfg, args.resume, args.overwrite)
+        runtime.add_training_hooks(cfg)
         runner = runtime.build_runner(cfg)
         for note in notes:
             runner.logger.info(note)
         runner.train()
-        if resumed is not None and resumed.iteration >= runner.max_iters and runner.val_loop:
-            # Killed after the last iteration: all that is left to do is its validation.
-            runner.val_loop.run()
         reports.finish_training(runner)
     runtime.close_process_group()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
@@ -90,8 +90,8 @@ class RandomStateHook(Hook):
     - The training loader gets a generator of its own, because an iterator over it draws a number
       when it is made, and a resumed run makes it at another point of the random sequence.
 
-    Checkpoints hold the state of rank 0. Ranks start with equal states, so the others resume from
-    it too, or from a seed of their own where ``randomness`` has ``diff_rank_seed=True``.
+    Of a distributed run the state of every rank is kept. Where it resumes with another number of them, all
+    take that of rank 0, or a seed of their own where ``randomness`` has ``diff_rank_seed=True``.
     """
 
     # Before validation ahead of every hook that draws; at the same point when resuming.
@@ -100,16 +100,22 @@ class RandomStateHook(Hook):
     def __init__(self) -> None:
         self._loaded = False
         self._resumed: RandomState | None = None
+        self._own = False  # whether what is resumed is the state of this very rank
+        self._ranks: list[RandomState] = []
         self._before_val: RandomState | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Gives the training loader its own generator for the seeds of its workers."""
+        """Gives the training loader its own generator; restores the state for a validation made up for."""
         runner.train_dataloader.generator = torch.Generator().manual_seed(runner.seed)
+        if self._resumed is not None and runner.iter > 0:
+            set_random_state(self._state_of_rank(runner, self._resumed))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keeps the state that a checkpoint holds until training starts."""
         self._loaded = True
-        self._resumed = checkpoint.get("random_state")
+        states = checkpoint.get("random_states") or [checkpoint.get("random_state")]
+        self._own = len(states) == get_world_size()
+        self._resumed = states[get_rank() if self._own else 0]
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Restores the state at the last hook before the first batch of a resumed run."""
@@ -123,14 +129,18 @@ class RandomStateHook(Hook):
                 "that would have followed without interruption."
             )
             return
-        if get_rank() > 0 and runner.cfg.get("randomness", {}).get("diff_rank_seed"):
-            set_random_seed(runner.seed + runner.iter, diff_rank_seed=True)
-            state = get_random_state()
+        state = self._state_of_rank(runner, state)
         set_random_state(state)
         batches = getattr(runner.train_loop, "dataloader_iterator", None)
         if batches is not None and not hasattr(batches, "skip_iter"):
             # OpenMMLab's loop skips by loading and dropping the batches, which draws numbers.
             runner.train_loop.dataloader_iterator = _RestoreAfter(batches, runner.iter, state)
+
+    def _state_of_rank(self, runner: Runner, state: RandomState) -> RandomState:
+        if not self._own and get_rank() > 0 and runner.cfg.get("randomness", {}).get("diff_rank_seed"):
+            set_random_seed(runner.seed + runner.iter, diff_rank_seed=True)
+            return get_random_state()
+        return state
 
     def before_val(self, runner: Runner) -> None:
         """Keeps the state during validation."""
@@ -142,9 +152,16 @@ class RandomStateHook(Hook):
             set_random_state(self._before_val)
             self._before_val = None
 
+    def before_save_on_all_ranks(self, runner: Runner) -> None:
+        """Collects the states of all processes, see :class:`~.checkpoint_hooks.WholeCheckpointHook`."""
+        if get_world_size() > 1:
+            self._ranks = all_gather_object(self._before_val or get_random_state())
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Adds the state to a checkpoint; within validation, that from before it."""
         checkpoint["random_state"] = self._before_val or get_random_state()
+        if self._ranks:
+            checkpoint["random_states"] = self._ranks
 
 
 @register(HOOKS)
@@ -160,13 +177,20 @@ class PlainCheckpointHook(Hook):
     priority = "LOWEST"
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Replaces objects by plain data in everything but weights and optimizer state."""
+        """Replaces objects by plain data.
+
+        What describes the run, ``meta`` and ``message_hub``, becomes text where it is nothing simpler. A
+        function or an object in a state, such as the annealing of OneCycleLR, is left out: a resumed run
+        keeps what it built in its place.
+        """
         hub = checkpoint["message_hub"]
         scalars = {key: _pack(buffer) for key, buffer in hub["log_scalars"].items()}
         checkpoint["message_hub"] = {**_plain({**hub, "log_scalars": {}}), "log_scalars": scalars}
-        for key in ("meta", "param_schedulers"):
-            if key in checkpoint:
-                checkpoint[key] = _plain(checkpoint[key])
+        checkpoint["meta"] = _plain(checkpoint["meta"])
+        for key in {*checkpoint} - {"meta", "message_hub", "state_dict"}:
+            state = _plain_state(checkpoint.pop(key))
+            if state is not None:
+                checkpoint[key] = state
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Turns the histories of logged values back into HistoryBuffer objects."""
@@ -227,6 +251,28 @@ def _unpack(packed: dict[str, Any]) -> HistoryBuffer:
     return HistoryBuffer(values, counts, packed["max_length"])
 
 
+_SIMPLE = (type(None), bool, int, float, str, bytes, torch.Tensor)
+
+
+def _plain_state(value: Any) -> Any:
+    """Copies nested data as :func:`_plain` does, without the entries of mappings that are not plain.
+
+    Returns:
+        The copy; None for what is not plain itself, such as a list with an object in it.
+    """
+    if isinstance(value, Mapping):
+        if all(isinstance(item, torch.Tensor) for item in value.values()):
+            return value  # a state dict, which carries the versions of its layers
+        plain = {_plain(key): _plain_state(item) for key, item in value.items()}
+        kept = [key for key, item in value.items() if item is None or plain[_plain(key)] is not None]
+        return {_plain(key): plain[_plain(key)] for key in kept}
+    if isinstance(value, list | tuple):
+        items = [_plain_state(item) for item in value]
+        lost = any(new is None and old is not None for new, old in zip(items, value, strict=True))
+        return None if lost else tuple(items) if isinstance(value, tuple) else items
+    return _plain(value) if isinstance(value, (*_SIMPLE, np.ndarray, np.generic)) else None
+
+
 def _plain(value: Any) -> Any:
     """Copies nested data with only the types that ``weights_only=True`` loads."""
     if isinstance(value, np.ndarray | np.generic):
@@ -237,7 +283,7 @@ def _plain(value: Any) -> Any:
         return tuple(_plain(item) for item in value)
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str | bytes | torch.Tensor):
+    if isinstance(value, _SIMPLE):
         return value
     # Paths, enums and the like describe a run; their text is all that is needed of them.
     return str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import re
@@ -14,6 +15,7 @@ from mmengine.config import Config
 
 from ..utils.cli import UsageError, is_main_process, notify
 from ..utils.compat import CheckpointError, load_checkpoint
+from ..utils.files import claimed
 from .runtime import leaf_datasets
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "check_output_dir",
     "check_upsamplers",
     "check_weights",
+    "claimed_work_dir",
     "find_resume_point",
     "prepare_work_dir",
 ]
@@ -230,8 +233,25 @@ def find_resume_point(work_dir: Path) -> ResumePoint | None:
         except CheckpointError as error:
             notify(f"warning: {error}; trying the checkpoint before it")
     if files:
-        raise UsageError(f"--resume: none of the {len(files)} checkpoints in {work_dir} is whole")
+        raise UsageError(
+            f"--resume: none of the {len(files)} checkpoints in {work_dir} is whole (--overwrite starts anew)"
+        )
     return None
+
+
+@contextlib.contextmanager
+def claimed_work_dir(cfg: Config) -> Iterator[None]:
+    """Keeps the work dir for this training in the block: two in one would write over each other's files.
+
+    Raises:
+        UsageError: If it is a file.
+        OSError: If another training has it, or it cannot be written.
+    """
+    work_dir = Path(cfg.work_dir)
+    if work_dir.exists() and not work_dir.is_dir():
+        raise UsageError(f"work dir {str(work_dir)!r} is a file")
+    with claimed(work_dir) if is_main_process() else contextlib.nullcontext():
+        yield
 
 
 def prepare_work_dir(cfg: Config, resume: str | None, overwrite: bool) -> ResumePoint | None:
@@ -250,8 +270,6 @@ def prepare_work_dir(cfg: Config, resume: str | None, overwrite: bool) -> Resume
         UsageError: If the request contradicts itself or what is there.
     """
     work_dir = Path(cfg.work_dir)
-    if work_dir.exists() and not work_dir.is_dir():
-        raise UsageError(f"work dir {str(work_dir)!r} is a file")
     if resume is None and cfg.get("resume"):
         resume = cfg.get("load_from") or "auto"
     if resume is not None and overwrite:

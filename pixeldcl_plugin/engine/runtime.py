@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..utils.cli import UsageError
 from ..utils.compat import resolve_config
+from .checkpoint_hooks import FiniteLossHook, RepeatValidationHook, WholeCheckpointHook
 from .console import QuietRunner
 from .distributed import GlobalBatchDDP
 from .hooks import CompleteWeightsHook, PlainCheckpointHook, RandomStateHook
@@ -212,10 +214,16 @@ def _replace_sync_bn(node: Any, kind: str) -> int:
 def add_training_hooks(cfg: Config) -> None:
     """Adds the hooks for exact resuming and safe checkpoints to any config that lacks them."""
     hooks = list(cfg.get("custom_hooks") or [])
-    for kind in (RandomStateHook, PlainCheckpointHook):
+    for kind in (RandomStateHook, FiniteLossHook, PlainCheckpointHook, RepeatValidationHook):
         if all(hook.get("type") != kind.__name__ for hook in hooks):
             hooks.append(dict(type=kind.__name__))
     cfg.custom_hooks = hooks
+    defaults = dict(cfg.get("default_hooks") or {})
+    saving = defaults.setdefault("checkpoint", dict(type="CheckpointHook"))
+    standard = (CheckpointHook, "CheckpointHook", "mmengine.CheckpointHook")
+    if isinstance(saving, Mapping) and saving.get("type") in standard:
+        defaults["checkpoint"] = {**saving, "type": WholeCheckpointHook.__name__}
+    cfg.default_hooks = defaults
     # The config is saved in the work dir: other commands must find the hooks from there too.
     imports = dict(cfg.get("custom_imports") or {})
     modules = imports.get("imports") or []

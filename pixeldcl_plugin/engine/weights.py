@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..utils.compat import CheckpointError, load_checkpoint
+from ..utils.finite import first_not_finite
 
 __all__ = ["ClassCountError", "WrongArchitectureError", "load_state", "read_state"]
 
@@ -36,11 +37,13 @@ def state_of(loaded: Any, file: str | Path) -> dict[str, Tensor]:
     """Return the state dict of what a checkpoint file held.
 
     Raises:
-        CheckpointError: If there is none.
+        CheckpointError: If there is none, or a weight is NaN or infinite; names it.
     """
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"checkpoint {str(file)!r} holds no state dict")
+    if (name := first_not_finite(state)) is not None:
+        raise CheckpointError(f"checkpoint {str(file)!r}: {name!r} is NaN or infinite: its training diverged")
     return dict(state)
 
 

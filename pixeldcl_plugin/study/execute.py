@@ -143,12 +143,13 @@ def execute(study: Study, run: Run, work_dir: str | Path) -> dict[str, Any]:
     identity = fingerprint(cfg)
     folder = Path(work_dir)
     cfg.work_dir = str(folder)
-    preflight.prepare_work_dir(cfg, "auto", overwrite=False)
-    runtime.add_training_hooks(cfg)
-    runner = runtime.build_runner(cfg)
     timer = _StepTimer()
-    runner.register_hook(timer, priority="VERY_LOW")
-    runner.train()
+    with preflight.claimed_work_dir(cfg):
+        preflight.prepare_work_dir(cfg, "auto", overwrite=False)
+        runtime.add_training_hooks(cfg)
+        runner = runtime.build_runner(cfg)
+        runner.register_hook(timer, priority="VERY_LOW")
+        runner.train()
     scores = _score(runner, cfg)
     # A run that was killed between its last checkpoint and the validation after it has not logged that one.
     history = {**validation_history(folder), runner.max_iters: scores["mIoU"]}

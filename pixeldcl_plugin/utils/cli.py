@@ -47,10 +47,12 @@ def notify(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-# What a full, failing or read-only disk, permissions, limits, and names that are too long or taken refuse. A
-# missing file is not among them: commands check for those that they are given.
+# What a full, failing or read-only disk, permissions, limits, names that are too long or taken, and another
+# process in the same folder refuse. A missing file is not among them: commands check for those that they are
+# given.
 _REFUSED = frozenset(
     [
+        errno.EBUSY,
         *(errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS),
         *(errno.EACCES, errno.EPERM),
         *(errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR),

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 
 from pixeldcl_plugin.engine import runtime
@@ -260,8 +261,21 @@ def test_training_hooks_are_added_once() -> None:
     runtime.add_training_hooks(cfg)
     runtime.add_training_hooks(cfg)
     kinds = [hook["type"] for hook in cfg.custom_hooks]
-    assert kinds == ["EMAHook", "RandomStateHook", "PlainCheckpointHook"]
+    added = ["RandomStateHook", "FiniteLossHook", "PlainCheckpointHook", "RepeatValidationHook"]
+    assert kinds == ["EMAHook", *added]
+    assert cfg.default_hooks["checkpoint"]["type"] == "WholeCheckpointHook"
     assert cfg.custom_imports["imports"] == ["my_code", "pixeldcl_plugin"]
+
+
+def test_the_saving_of_checkpoints_keeps_its_settings_and_a_hook_of_its_own() -> None:
+    for saving in (dict(type="CheckpointHook", interval=7), dict(type=CheckpointHook, interval=7)):
+        cfg = Config(dict(default_hooks=dict(checkpoint=saving)))
+        runtime.add_training_hooks(cfg)
+        assert cfg.default_hooks.checkpoint == dict(type="WholeCheckpointHook", interval=7)
+    for saving in (dict(type="MyHook"), None):
+        cfg = Config(dict(default_hooks=dict(checkpoint=saving)))
+        runtime.add_training_hooks(cfg)
+        assert cfg.default_hooks.checkpoint == saving
 
 
 def test_tta_wraps_the_model(tiny_config: Path) -> None:
