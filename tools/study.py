@@ -24,7 +24,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Run a study: configs x seeds, compared by pairs.")
     parser.add_argument("study", help="YAML file, see docs/study.md")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="runs at a time")
+    default = len(study.gpus()) or os.cpu_count() or 1
+    help_ = "runs at a time (default: one a GPU, without GPUs one a core)"
+    parser.add_argument("--processes", type=int, default=default, help=help_)
     parser.add_argument("--work-dir", type=Path, help="logs, checkpoints (default: work_dirs/studies/NAME)")
     parser.add_argument("--arms", nargs="+", help="only these arms")
     parser.add_argument("--dry-run", action="store_true", help="list the runs that are left, and stop")

@@ -8,7 +8,7 @@ and ``report`` writes the tables and the picture.
 from .conduct import check_runs, conduct, find_run, results_of, runs_left
 from .execute import execute, run_config
 from .plan import Arm, Run, Selection, Study, load_study
-from .pool import follow_study, run_all
+from .pool import follow_study, gpus, run_all
 from .report import write_summary
 from .results import ResultFile, choose_learning_rates
 from .summary import summarise
@@ -25,6 +25,7 @@ __all__ = [
     "execute",
     "find_run",
     "follow_study",
+    "gpus",
     "load_study",
     "results_of",
     "run_all",

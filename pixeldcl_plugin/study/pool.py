@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -34,6 +35,15 @@ class _Job:
     run: Run
     folder: Path
     process: subprocess.Popen[bytes]
+    gpu: str | None
+
+
+def gpus() -> list[str]:
+    """Return the GPUs that processes may be given, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    if torch.cuda.device_count() == 0:
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
 
 
 def run_all(
@@ -48,7 +58,8 @@ def run_all(
 ) -> list[Run]:
     """Run every run in a process of one thread, so many at a time.
 
-    When the caller is interrupted the processes are stopped; what they saved is resumed next time.
+    Each process sees one GPU, if there are any: that on which the fewest others run. When the caller is
+    interrupted the processes are stopped; what they saved is resumed next time.
 
     Args:
         runs: What to run, in this order.
@@ -81,7 +92,9 @@ def run_all(
             while waiting or jobs:
                 while waiting and len(jobs) < processes:
                     run = waiting.pop(0)
-                    jobs.append(_start(run, command(run), folder(run)))
+                    busy = [job.gpu for job in jobs]
+                    gpu = min(gpus(), key=busy.count, default=None)
+                    jobs.append(_start(run, command(run), folder(run), gpu))
                 time.sleep(POLL)
                 for job in [job for job in jobs if job.process.poll() is not None]:
                     jobs.remove(job)
@@ -136,15 +149,17 @@ def follow_study() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _start(run: Run, command: list[str], folder: Path) -> _Job:
+def _start(run: Run, command: list[str], folder: Path, gpu: str | None) -> _Job:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT).unlink(missing_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", _PARENT: str(os.getpid())}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
     with (folder / "console.log").open("ab") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
         )
-    return _Job(run, folder, process)
+    return _Job(run, folder, process, gpu)
 
 
 def _step(folder: Path) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from rich.console import Console
 from scipy import stats
@@ -37,7 +38,7 @@ from pixeldcl_plugin.study import (
     summarise,
     write_summary,
 )
-from pixeldcl_plugin.study.execute import fingerprint, held_out_indices, validation_history
+from pixeldcl_plugin.study.execute import _StepTimer, fingerprint, held_out_indices, validation_history
 from pixeldcl_plugin.study.report import difference_table, markdown_table
 from pixeldcl_plugin.study.summary import difference, last_change, paired_interval
 from pixeldcl_plugin.utils.cli import UsageError, user_errors
@@ -435,6 +436,50 @@ time.sleep(100)
     for file in started:
         with pytest.raises(ProcessLookupError):
             os.kill(int(file.read_text()), 0)
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, {"0", "1"}), ("3,7", {"3", "7"})])
+def test_pool_gives_every_process_a_gpu_of_its_own(
+    visible: str | None,
+    expected: set[str],
+    raw: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    # Both are there at once, which shows that they run side by side.
+    body = f"""
+folder = Path({str(tmp_path)!r}) / "work"
+(folder / key / "started").touch()
+while len(list(folder.glob("*/started"))) < 2: time.sleep(0.01)
+(folder / key / "result.json").write_text(json.dumps(os.environ["CUDA_VISIBLE_DEVICES"]))
+"""
+    seen: list[str] = []
+    run_all(
+        load_study(_write(raw, tmp_path)).runs()[:2],
+        lambda run: 4,
+        _script(tmp_path, body),
+        lambda run: tmp_path / "work" / run.key,
+        lambda run, row: seen.append(row),
+        processes=2,
+        console=Console(file=(tmp_path / "shown.txt").open("w")),
+    )
+    assert set(seen) == expected
+
+
+def test_times_on_a_gpu_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
+    timer = _StepTimer()
+    timer.before_train_epoch(None)
+    time.sleep(0.05)  # no work of the processor
+    timer.after_train_iter(None, 0)
+    assert len(waited) == 2
+    assert timer.seconds[0] >= 0.05
 
 
 @pytest.mark.slow
