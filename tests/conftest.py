@@ -8,9 +8,10 @@ import os
 # another on busy cores take ten times as long as a single one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import contextlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -130,6 +131,23 @@ def tiny_config(tiny_config_text: str, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.py"
     path.write_text(tiny_config_text)
     return path
+
+
+@pytest.fixture
+def limit_files() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """Let files grow to so many bytes only: what lies beyond is refused by the system, as on a full disk."""
+    resource = pytest.importorskip("resource", reason="the system has no such limit")
+
+    @contextlib.contextmanager
+    def limit(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
 
 
 @pytest.fixture(scope="session")

@@ -79,16 +79,22 @@ def infer(args: argparse.Namespace) -> int:
         raise cli.UsageError(str(error)) from error
     inference_folder.write_record(args.out, args.config, args.checkpoint, digest, segmenter)
 
-    columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=len(todo))
+        task = progress.add_task("segmenting", total=len(todo))
+        inside = progress.add_task("blocks of this image", visible=False)
+
+        def on_block(done: int, total: int) -> None:
+            if done == 1:
+                progress.reset(inside)
+            progress.update(inside, completed=done, total=total, visible=done < total)
 
         def report(job: inference_folder.Job, error: str | None) -> None:
             progress.advance(task)
             if error is not None:
                 progress.console.print(f"skipped: {error}", markup=False, highlight=False, soft_wrap=True)
 
-        failed = inference_folder.segment(segmenter, todo, args.batch_size, report)
+        failed = inference_folder.segment(segmenter, todo, args.batch_size, report, on_block)
     print(
         f"wrote the results of {len(todo) - failed} images to {args.out}"
         + (f", {failed} failed" * bool(failed))

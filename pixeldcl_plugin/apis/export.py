@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
+import io
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from torch.export import Dim, ExportedProgram
 from ..engine.runtime import forget_pretraining
 from ..engine.weights import load_state, read_state
 from ..utils.cli import UsageError
+from ..utils.files import written_whole
 
 __all__ = [
     "FORMATS",
@@ -183,8 +184,7 @@ def export_segmentor(
     model = InferenceModel(segmentor).eval()
     program = trace(InferenceModel(_stripped(segmentor)).eval(), (height, width), multiple)
 
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.stem}-") as folder:
-        unproven = Path(folder) / file.name
+    with written_whole(file) as unproven:
         _save(program, unproven, format)
         run = load_exported(unproven, format)
         parities = []
@@ -196,7 +196,6 @@ def export_segmentor(
                 f"the exported logits differ from the model's by more than {tolerance:g}: "
                 f"{str(file)!r} was not written"
             )
-        unproven.replace(file)
     return parities
 
 
@@ -243,7 +242,10 @@ def load_exported(file: Path, format: str) -> Callable[[Tensor], Tensor]:
 
 def _save(program: ExportedProgram, file: Path, format: str) -> None:
     if format == "torch":
-        torch.export.save(program, file)
+        # By Python: on a full disk torch's own writer ends the process.
+        content = io.BytesIO()
+        torch.export.save(program, content)
+        file.write_bytes(content.getbuffer())
         return
     converted = torch.onnx.export(
         program, dynamo=True, input_names=["image"], output_names=["logits"], verbose=False

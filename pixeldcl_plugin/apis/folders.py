@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..utils.cli import UsageError
-from ..utils.files import written_whole
+from ..utils.files import write_text_whole, written_whole
 from ..utils.label_maps import save_index_png
 from ..visualization.pictures import image_size, overlay, read_image
 from ..zoo.download import file_sha256
@@ -27,6 +28,9 @@ SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", 
 
 #: The file in the output folder that says which model the results are of.
 RECORD = "infer.json"
+
+# What keeps the disk from taking any file, unlike an error of one name.
+_OF_ALL_FILES = (errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EROFS)
 
 # Probabilities are held whole, unlike everything else.
 _MOST_PROBABILITIES = 2**31
@@ -50,7 +54,14 @@ class Job:
     @property
     def done(self) -> bool:
         """Whether all files are there; each appears only when it is whole."""
-        return all(file.is_file() for file in self.outputs)
+        return all(map(_exists, self.outputs))
+
+
+def _exists(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name that is too long, which the writing will report
+        return False
 
 
 def find_images(source: str, out: Path) -> tuple[Path, list[Path]]:
@@ -137,7 +148,7 @@ def check_output(
             results of other weights, or it cannot be made.
     """
     digest = file_sha256(checkpoint)
-    existing = [file for job in jobs for file in job.outputs if file.exists()]
+    existing = [file for job in jobs for file in job.outputs if _exists(file)]
     if existing and not (force or resume):
         raise UsageError(
             f"{len(existing)} results exist already, such as {str(existing[0])!r}: go on after them with "
@@ -157,8 +168,7 @@ def check_output(
                 "another folder or replace them with --overwrite"
             )
     try:
-        for folder in {file.parent for job in jobs for file in job.outputs}:
-            folder.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out {str(out)!r} cannot be made: {error}") from error
     return [job for job in jobs if not (resume and job.done)], digest
@@ -173,7 +183,7 @@ def write_record(out: Path, config: str, checkpoint: str, digest: str, segmenter
         classes=list(segmenter.classes),
         palette=segmenter.palette.tolist(),
     )
-    (out / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    write_text_whole(out / RECORD, json.dumps(record, indent=1) + "\n")
 
 
 def segment(
@@ -181,17 +191,22 @@ def segment(
     jobs: Sequence[Job],
     batch_size: int = 1,
     report: Callable[[Job, str | None], None] = lambda job, error: None,
+    on_block: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Do the jobs; a broken image does not stop the others.
+    """Do the jobs; a broken image does not stop the others, nor one whose results cannot be written.
 
     Args:
         segmenter: The model.
         jobs: What to do.
         batch_size: So many consecutive images are read together; those of one size are one batch.
         report: Called after every job, with the reason if it failed.
+        on_block: As in :meth:`Segmenter.predict`.
 
     Returns:
         How many jobs failed.
+
+    Raises:
+        OSError: If the disk is full or cannot be written at all.
     """
     failed = 0
     for chunk in _chunks(jobs, batch_size):
@@ -205,10 +220,17 @@ def segment(
                 failed += 1
                 report(job, str(error))
         maps: Maps | None = "bytes" if any(job.probabilities for job in chunk) else None
-        predictions = segmenter.predict([image for _, image in images], maps=maps)
+        predictions = segmenter.predict([image for _, image in images], maps=maps, on_block=on_block)
         for (job, image), prediction in zip(images, predictions, strict=True):
-            _write(job, image, prediction, segmenter)
-            report(job, None)
+            try:
+                _write(job, image, prediction, segmenter)
+            except OSError as error:
+                if error.errno in _OF_ALL_FILES:
+                    raise
+                failed += 1
+                report(job, f"{str(job.image)!r}: cannot write {error.filename!r}: {error.strerror}")
+            else:
+                report(job, None)
     return failed
 
 
@@ -227,6 +249,7 @@ def _check_probabilities(image: Path, classes: int) -> None:
 
 
 def _write(job: Job, image: np.ndarray, prediction: Prediction, segmenter: Segmenter) -> None:
+    job.overlay.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(job.overlay) as part:
         Image.fromarray(overlay(image, prediction.labels, segmenter.palette)).save(part)
     with written_whole(job.labels) as part:

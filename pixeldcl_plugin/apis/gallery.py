@@ -64,7 +64,7 @@ def choose(
     Args:
         samples: The data.
         segmenters: The models.
-        indices: These images, in this order (negative ones count from the end); or None for those below.
+        indices: These images, in this order, counted from 0; or None for those below.
         count: So many others.
         seed: Drawn at random with this seed; or None for those on which the models disagree the most, one
             of every ``count``-th part of the data: neighbours in a video look alike.
@@ -98,9 +98,9 @@ def _candidates(
     """Return groups of images, of each of which one is shown."""
     if indices is not None:
         for index in indices:
-            if not -total <= index < total:
-                raise UsageError(f"--indices: {index} is beyond the {total} images of the data")
-        return [[index % total] for index in indices]
+            if not 0 <= index < total:
+                raise UsageError(f"--indices: {index} is none of the data's images, 0 to {total - 1}")
+        return [[index] for index in indices]
     count = min(count, total)
     if seed is not None:
         return [[int(i)] for i in np.sort(np.random.default_rng(seed).choice(total, count, replace=False))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -149,12 +149,19 @@ class Segmenter:
         return maps
 
     @torch.inference_mode()
-    def predict(self, images: Sequence[ImageSource], *, maps: Maps | None = None) -> list[Prediction]:
+    def predict(
+        self,
+        images: Sequence[ImageSource],
+        *,
+        maps: Maps | None = None,
+        on_block: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Prediction]:
         """Segment several images, those of one size in one batch.
 
         Args:
             images: As for a call; the caller chooses how many fit into memory.
             maps: What to return beside the labels, or None.
+            on_block: Called while a large image passes in blocks, with how many are done and their number.
 
         Raises:
             ValueError: If one of the images cannot be read.
@@ -168,7 +175,7 @@ class Segmenter:
             groups.setdefault(key, []).append(index)
         results: dict[int, Prediction] = {}
         for members in groups.values():
-            predictions = self._predict_group([prepared[i] for i in members], maps)
+            predictions = self._predict_group([prepared[i] for i in members], maps, on_block)
             results.update(zip(members, predictions, strict=True))
         return [results[index] for index in range(len(prepared))]
 
@@ -179,24 +186,31 @@ class Segmenter:
         packed = self._pipeline(dict(img=bgr, img_shape=size, ori_shape=size, img_path=None))
         return _Prepared(packed["inputs"], packed["data_samples"], size)
 
-    def _predict_group(self, group: list[_Prepared], maps: Maps | None) -> list[Prediction]:
+    def _predict_group(
+        self, group: list[_Prepared], maps: Maps | None, on_block: Callable[[int, int], None]
+    ) -> list[Prediction]:
         count, size = len(self.classes), group[0].size
         labels = np.empty((len(group), *size), np.uint8 if count <= 256 else np.int32)
         kept = None
         if maps is not None:
             kept = np.empty((len(group), count, *size), np.uint8 if maps == "bytes" else np.float32)
-        for rows, columns, logits in self._logits(group):
+        for rows, columns, logits in self._logits(group, on_block):
             labels[:, rows, columns] = self._decide(logits).cpu().numpy()
             if kept is not None:
                 kept[:, :, rows, columns] = _kept(logits, maps).cpu().numpy()
         return [Prediction(labels[i], None if kept is None else kept[i]) for i in range(len(group))]
 
-    def _logits(self, group: list[_Prepared]) -> Iterator[tuple[slice, slice, Tensor]]:
+    def _logits(
+        self, group: list[_Prepared], on_block: Callable[[int, int], None]
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yield rows, columns and logits (N, classes, rows, columns) of parts that tile the images."""
         inputs = group[0].inputs
-        for block in blocks((inputs.shape[1], inputs.shape[2]), self.max_pixels):
+        parts = list(blocks((inputs.shape[1], inputs.shape[2]), self.max_pixels))
+        for done, block in enumerate(parts, 1):
             logits = self._forward(group, block)
             yield from interpolate(logits, block, group[0].size, self.model.align_corners, self.max_pixels)
+            if len(parts) > 1:
+                on_block(done, len(parts))
 
     def _forward(self, group: list[_Prepared], block: Block) -> Tensor:
         """Return the logits of a block, (N, classes, h, w), the padding cut off."""

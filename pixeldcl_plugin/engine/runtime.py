@@ -75,8 +75,12 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     try:
         cfg = Config.fromfile(file)
     except Exception as error:  # A config is a program: reading it can raise anything.
-        reason = " ".join(str(error).split())
-        raise UsageError(f"cannot read config {path!r}: {type(error).__name__}: {reason}") from error
+        told: BaseException = error
+        # Where one of custom_imports fails MMEngine lists sys.path; what failed comes first in the chain.
+        while isinstance(told, ImportError) and (before := told.__cause__ or told.__context__):
+            told = before
+        reason = " ".join(str(told).split())
+        raise UsageError(f"cannot read config {path!r}: {type(told).__name__}: {reason}") from error
     if not isinstance(cfg.get("model"), Mapping):
         raise UsageError(f"config {path!r} defines no model: is it a base of others?")
     for key in options or {}:

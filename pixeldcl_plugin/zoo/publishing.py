@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shlex
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmseg.models.segmentors import BaseSegmentor
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -22,7 +22,7 @@ from ..engine.runtime import load_config
 from ..engine.weights import load_state, read_state
 from ..utils.cli import UsageError
 from ..utils.compat import DISTRIBUTIONS, CheckpointError, installed_versions, load_checkpoint
-from .download import file_sha256
+from ..utils.files import written_whole
 from .index import Release, ZooRoot, append_release, load_releases
 from .models import build_model, class_count
 from .provenance import released_state, save_date, training_command
@@ -191,48 +191,46 @@ def publish(
         raise UsageError(f"--task: needed for a {type(reference).__name__}, such as 'Image Generation'")
     folder = Path(checkpoint).parent if facts.url else root.checkpoints
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".publish-") as temporary:
-        draft = Path(temporary) / "weights.safetensors"
-        # Copies: safetensors refuses tensors that share memory, as tied weights do.
-        tensors = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
-        save_file(tensors, draft, metadata={"format": "pt"})
-        _check_equal(reference, cfg, draft, size)
-        sha256 = file_sha256(draft)
-        name = f"{Path(relative).stem}_{save_date(meta)}-{sha256[:8]}"
-        file = folder / f"{name}{draft.suffix}"
-        if file.exists() or _is_published(root, name):
-            raise UsageError(f"{name!r} is published already: nothing is overwritten")
-        if not facts.url and draft.stat().st_size > MAX_SHIPPED:
-            raise UsageError(
-                f"{draft.stat().st_size / 1e6:.1f} MB are more than the {MAX_SHIPPED / 1e6:.0f} MB that ship "
-                "with the package: say with --url where the file will be"
-            )
-        weights = f"{facts.url.rstrip('/')}/{file.name}" if facts.url else _relative(file, root)
-        release = Release(
-            name=name,
-            config=relative,
-            weights=weights,
-            sha256=sha256,
-            size=draft.stat().st_size,
-            parameters=sum(parameter.numel() for parameter in reference.parameters()),
-            classes=class_count(cfg),
-            task=task,
-            data=facts.data,
-            evaluated_on=facts.evaluated_on or facts.data,
-            metrics=facts.metrics,
-            licence=facts.licence,
-            command=command,
-            test_command=(facts.test_command or "").replace("{file}", weights)
-            or shlex.join(["python", "tools/test.py", relative, weights]),
-            seed=meta.get("seed"),
-            # Of OpenMMLab's modules several distributions exist.
-            versions={
-                module: " ".join(found) if module in DISTRIBUTIONS else found[1]
-                for module, found in installed_versions().items()
-            },
+    # Copies: safetensors refuses tensors that share memory, as tied weights do.
+    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
+    content = save(tensors, metadata={"format": "pt"})
+    sha256 = hashlib.sha256(content).hexdigest()
+    name = f"{Path(relative).stem}_{save_date(meta)}-{sha256[:8]}"
+    file = folder / f"{name}.safetensors"
+    if file.exists() or _is_published(root, name):
+        raise UsageError(f"{name!r} is published already: nothing is overwritten")
+    if not facts.url and len(content) > MAX_SHIPPED:
+        raise UsageError(
+            f"{len(content) / 1e6:.1f} MB are more than the {MAX_SHIPPED / 1e6:.0f} MB that ship "
+            "with the package: say with --url where the file will be"
         )
-        draft.chmod(0o644)  # safetensors lets nobody else read what it writes.
-        draft.rename(file)
+    weights = f"{facts.url.rstrip('/')}/{file.name}" if facts.url else _relative(file, root)
+    release = Release(
+        name=name,
+        config=relative,
+        weights=weights,
+        sha256=sha256,
+        size=len(content),
+        parameters=sum(parameter.numel() for parameter in reference.parameters()),
+        classes=class_count(cfg),
+        task=task,
+        data=facts.data,
+        evaluated_on=facts.evaluated_on or facts.data,
+        metrics=facts.metrics,
+        licence=facts.licence,
+        command=command,
+        test_command=(facts.test_command or "").replace("{file}", weights)
+        or shlex.join(["python", "tools/test.py", relative, weights]),
+        seed=meta.get("seed"),
+        # Of OpenMMLab's modules several distributions exist.
+        versions={
+            module: " ".join(found) if module in DISTRIBUTIONS else found[1]
+            for module, found in installed_versions().items()
+        },
+    )
+    with written_whole(file) as draft:
+        draft.write_bytes(content)
+        _check_equal(reference, cfg, draft, size)
     try:
         append_release(root, release)
     except BaseException:

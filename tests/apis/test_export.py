@@ -21,6 +21,7 @@ from pixeldcl_plugin.apis import export
 from pixeldcl_plugin.layers import pixel_dcl as layers
 from pixeldcl_plugin.utils.cli import UsageError
 from pixeldcl_plugin.utils.compat import CheckpointError
+from pixeldcl_plugin.utils.files import part_of
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools/export.py"
@@ -219,6 +220,27 @@ def test_untraceable_model_is_refused() -> None:
 def test_sizes_that_do_not_fit(segmentor: EncoderDecoder, size: tuple[int, int], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=rf"multiples of 2 .* at least 4, got {size[0]} {size[1]}"):
         export.export_segmentor(segmentor, tmp_path / "model.pt2", "torch", size=size)
+
+
+@pytest.mark.parametrize("format", ["torch", "onnx"])
+def test_a_full_disk_is_named_and_nothing_stays(
+    segmentor: EncoderDecoder, format: str, tmp_path: Path, limit_files: Callable[[int], Any]
+) -> None:
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+    file = tmp_path / f"model{export.FORMATS[format]}"
+    file.write_text("an earlier one")
+    with pytest.raises(OSError, match=rf"File too large: .*/model\{file.suffix}'"), limit_files(3000):
+        export.export_segmentor(segmentor, file, format, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    assert file.read_text() == "an earlier one"
+
+
+def test_what_a_killed_export_left_is_written_over(segmentor: EncoderDecoder, tmp_path: Path) -> None:
+    part_of(tmp_path / "model.pt2").write_bytes(bytes(10**6))
+    export.export_segmentor(segmentor, tmp_path / "model.pt2", "torch")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
+    assert (tmp_path / "model.pt2").stat().st_size < 10**6
 
 
 def test_align_corners_is_refused(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import runpy
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +123,53 @@ def test_a_broken_image_is_reported_and_the_rest_done(infer: Tool, pictures: Pat
     assert "Traceback" not in stderr
     assert not (tmp_path / "out/a_labels.png").exists()
     assert (tmp_path / "out/d_labels.png").exists()
+
+
+def test_results_whose_names_are_too_long_fail_alone(infer: Tool, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "a.jpg").rename(pictures / f"{'a' * 240}.jpg")
+    (pictures / "deep/a.jpg").rename(pictures / "deep/z.jpg")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/deep").write_text("in the way of a folder")
+    for _ in range(2):
+        code, stdout, stderr = infer(pictures, "--out", tmp_path / "out", "--batch-size", 3, "--resume")
+        assert code == 1
+        assert "3 failed" in stdout
+        (line,) = [line for line in stderr.splitlines() if "aaa.jpg" in line]
+        assert line.startswith("skipped: ")
+        assert line.endswith("_overlay.png': File name too long")
+        assert "/deep': File exists" in stderr or "/deep': Not a directory" in stderr
+        assert "Traceback" not in stderr
+    names = {name for name in files(tmp_path / "out") if name.endswith("_labels.png")}
+    assert names == {"b_jpg_labels.png", "b_png_labels.png", "d_labels.png"}
+
+
+def test_a_full_disk_is_one_line_and_the_rest_is_done_later(
+    infer: Tool, pictures: Path, tmp_path: Path, limit_files: Callable[[int], Any]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(pictures / "c.png")
+    out = tmp_path / "out"
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fill(*args: object, **kwargs: object) -> None:
+        raise full
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference_folder.Path, "write_text", fill)
+        code, _, stderr = infer(pictures, "--out", out)
+    assert (code, stderr) == (2, f"error: '{out}/infer.json': No space left on device\n")
+    assert files(out) == {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference_folder, "_OF_ALL_FILES", (errno.EFBIG,))
+        with limit_files(100_000):
+            code, _, stderr = infer(pictures, "--out", out, "--resume")
+    assert code == 2
+    assert stderr.splitlines()[-1] == f"error: '{out}/c_overlay.png': File too large"
+    assert "Traceback" not in stderr
+    assert {name.partition("_")[0] for name in files(out)} == {"infer.json", "a", "b"}
+    assert infer(pictures, "--out", out, "--resume")[0] == 0
+    assert sum(name.endswith("_labels.png") for name in files(out)) == 7
 
 
 def test_nothing_is_overwritten_unasked(infer: Tool, pictures: Path, tmp_path: Path) -> None:

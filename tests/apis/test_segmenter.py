@@ -119,6 +119,14 @@ def test_blocks_give_what_the_whole_image_gives(make: Make) -> None:
     assert sorted(np.bincount(whole.labels.ravel(), minlength=3))[-2] > 1000  # two classes to tell apart
 
 
+def test_the_blocks_of_a_large_image_are_reported(make: Make) -> None:
+    seen: list[tuple[int, int]] = []
+    images = [np.zeros(size, np.uint8) for size in ((128, 128, 3), (150, 300, 3))]
+    make(max_pixels=128**2).predict(images, on_block=lambda done, total: seen.append((done, total)))
+    assert len(seen) > 1
+    assert seen == [(done, len(seen)) for done in range(1, len(seen) + 1)]
+
+
 def test_no_more_than_max_pixels_pass_the_model_at_once(make: Make) -> None:
     segmenter, seen = make(max_pixels=128**2), []
     segmenter.model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))

@@ -134,6 +134,14 @@ def test_refuses_an_incomplete_state_dict(weights: dict[str, Tensor], tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_is_named_and_nothing_stays(
+    weights: dict[str, Tensor], tmp_path: Path, limit_files: Callable[[int], Any]
+) -> None:
+    with pytest.raises(OSError, match=r"File too large: .*/lite0\.pth'"), limit_files(100_000):
+        save_backbone(weights, tmp_path / "lite0.pth")
+    assert not list(tmp_path.iterdir())
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import runpy
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -239,7 +240,7 @@ def test_the_config_in_a_checkpoint_is_not_run(root: ZooRoot, tmp_path: Path) ->
 
 
 def test_refusals_leave_nothing_behind(
-    root: ZooRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: ZooRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit_files: Callable[[int], Any]
 ) -> None:
     model = tiny_model(root)
     checkpoint = str(save_checkpoint(root, root.folder / "run.pth", model))
@@ -263,14 +264,14 @@ def test_refusals_leave_nothing_behind(
         publish.publish(str(bare), config, dataclasses.replace(FACTS, command="x"), root=root)
     # A file that is written wrongly is found out by what the model answers with it.
     with monkeypatch.context() as patch:
-        write = publish.save_file
+        write = publish.save
         patch.setattr(
-            publish,
-            "save_file",
-            lambda tensors, *args, **kwargs: write({k: v * 2 for k, v in tensors.items()}, *args, **kwargs),
+            publish, "save", lambda tensors, metadata: write({k: v * 2 for k, v in tensors.items()}, metadata)
         )
         with pytest.raises(CheckpointError, match="does not answer as the checkpoint does"):
             publish.publish(checkpoint, config, FACTS, root=root)
+    with pytest.raises(OSError, match=r"File too large: .*/unet-tiny.*\.safetensors"), limit_files(5000):
+        publish.publish(checkpoint, config, FACTS, root=root)
     # A record that cannot be written takes its file along.
     (root.folder / "model-index.yml").write_text("Import: [configs/tiny/none.yaml]\n")
     with pytest.raises(ModelIndexError, match="no file"):
