@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import torch
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from ..utils.compat import CheckpointError
+from ..utils.files import part_of, written_whole
 from .index import Release, ZooRoot
 
 __all__ = [
@@ -40,20 +36,15 @@ class DownloadError(CheckpointError):
 
 
 class TruncatedDownloadError(DownloadError):
-    """A download ended before the file did; the next call continues it."""
-
-
-def _chunks(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            yield chunk
+    """A download ended before the file did."""
 
 
 def file_sha256(file: Path) -> str:
     """Return the SHA-256 of a file as 64 hex digits."""
     digest = hashlib.sha256()
-    for chunk in _chunks(file):
-        digest.update(chunk)
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -93,14 +84,12 @@ def fetch(release: Release, root: ZooRoot, *, progress: bool | None = None) -> P
     return download(release.weights, cached, sha256=release.sha256, size=release.size, progress=progress)
 
 
-def download(
-    url: str, target: Path, *, sha256: str, size: int, progress: bool | None = None, timeout: float = 30
-) -> Path:
-    """Download a file of known hash and size, unless it is there, and verify it in either case.
+def download(url: str, target: Path, *, sha256: str, size: int, progress: bool | None = None) -> Path:
+    """Download a file of known hash and size with torch.hub, unless it is there; verify it in either case.
 
-    Bytes go to ``<target>.partial``, which is renamed once it is verified: ``target`` is never half a file.
-    A later call continues a partial file where the server can (HTTP Range), else starts again.
-    Processes that want the same file wait for the first of them.
+    ``target`` is never half a file: it gets its name once it is verified. Processes that want the same file
+    wait for the first of them. A server that falls silent is waited for, unless
+    ``socket.setdefaulttimeout`` sets a limit.
 
     Args:
         url: ``http``, ``https`` or ``file``.
@@ -108,7 +97,6 @@ def download(
         sha256: 64 hex digits.
         size: Bytes.
         progress: Show a progress bar on stderr; None for where that is a terminal.
-        timeout: Seconds that the server may be silent.
 
     Returns:
         ``target``.
@@ -120,64 +108,28 @@ def download(
     """
     if not url.startswith(("https://", "http://", "file://")):
         raise DownloadError(f"cannot download {url!r}: only http, https and file are supported")
+    progress = sys.stderr.isatty() if progress is None else progress
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
     with FileLock(target.with_name(f".{target.name}.lock")):
-        if not target.is_file():
-            _receive(url, partial, size, progress, timeout)
+        if target.is_file():
+            verify(target, sha256)
+            return target
+        with written_whole(target) as part:
+            for left in target.parent.glob(f"{part_of(target).name}*"):
+                left.unlink()  # by a killed process: nobody else is writing while the lock is held
+            if progress:
+                print(f"Downloading {target.name} from {url}", file=sys.stderr)
             try:
-                verify(partial, sha256)
-            except HashMismatchError as error:
-                partial.unlink()
+                torch.hub.download_url_to_file(url, str(part), progress=progress)
+            except (OSError, HTTPException) as error:
+                raise DownloadError(f"cannot download {url!r}: {error}") from error
+            if (found := part.stat().st_size) < size:
+                raise TruncatedDownloadError(
+                    f"download of {url!r} ended after {found} of {size} bytes; call again for another try"
+                )
+            if file_sha256(part) != sha256:
                 raise HashMismatchError(
                     f"{url!r} does not serve the released file; what came was deleted unopened: "
                     f"its SHA-256 is not {sha256}"
-                ) from error
-            partial.replace(target)
-            return target
-    verify(target, sha256)
+                )
     return target
-
-
-def _receive(url: str, partial: Path, size: int, progress: bool | None, timeout: float) -> None:
-    """Bring the partial file to its full size."""
-    have = partial.stat().st_size if partial.is_file() else 0
-    if have == size:  # Killed between the last byte and the renaming.
-        return
-    if have > size:
-        have = 0
-    headers = {"User-Agent": "pixeldcl_plugin"} | ({"Range": f"bytes={have}-"} if have else {})
-    reason: Exception | None = None
-    try:
-        with urlopen(Request(url, headers=headers), timeout=timeout) as response:
-            # A server that knows no ranges, or another one than was asked for, sends the file from its start.
-            found = response.headers.get("Content-Range") or ""
-            resumed = have > 0 and found.startswith(f"bytes {have}-")
-            have = have if resumed else 0
-            with partial.open("ab" if resumed else "wb") as file, _bar(progress) as bar:
-                task = bar.add_task(partial.stem, total=size, completed=have)
-                try:
-                    # Never more than was promised: an endless answer must not fill the disk.
-                    while have < size and (chunk := response.read(min(_CHUNK, size - have))):
-                        file.write(chunk)
-                        have += len(chunk)
-                        bar.update(task, completed=have)
-                except (HTTPException, OSError) as error:
-                    reason = error
-    except HTTPError as error:
-        if error.code == 416:  # The server's file is shorter than what is here already: not ours.
-            partial.unlink()
-        raise DownloadError(f"cannot download {url!r}: {error.code} {error.reason}") from error
-    except (OSError, HTTPException) as error:
-        raise DownloadError(f"cannot download {url!r}: {error}") from error
-    if have < size:
-        raise TruncatedDownloadError(
-            f"download of {url!r} ended after {have} of {size} bytes"
-            f"{f' ({reason})' if reason else ''}; call again to continue it"
-        ) from reason
-
-
-def _bar(progress: bool | None) -> Progress:
-    shown = sys.stderr.isatty() if progress is None else progress
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not shown)
