@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
-from pixeldcl_plugin.engine import console, preflight, runtime
+from pixeldcl_plugin.engine import builder, console, preflight, runtime
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
 from pixeldcl_plugin.utils.files import writing_to
@@ -44,7 +44,7 @@ def test(args: argparse.Namespace) -> None:
     runtime.set_randomness(cfg, args.seed)
     preflight.check_upsamplers(cfg)
     preflight.check_data(cfg, "test")
-    runtime.forget_pretraining(cfg.model)
+    builder.forget_pretraining(cfg.model)
     preflight.check_weights(cfg, args.checkpoint)
     for flag, folder in (("--out", args.out), ("--show-dir", args.show_dir)):
         preflight.check_output_dir(flag, folder, args.overwrite)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
 from pixeldcl_plugin.engine import console, preflight, runtime
+from pixeldcl_plugin.engine.hooks import ReplaceRunHook
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
 from pixeldcl_plugin.utils.files import writing_to
@@ -38,7 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="delete the checkpoints of an earlier run in the work dir",
+        help="replace the checkpoints of an earlier run in the work dir",
     )
     return parser.parse_args(argv)
 
@@ -59,8 +60,10 @@ def train(args: argparse.Namespace) -> None:
     preflight.check_weights(cfg)
     with preflight.claimed_work_dir(cfg), writing_to(cfg.work_dir):
         preflight.prepare_work_dir(cfg, args.resume, args.overwrite)
+        earlier = preflight.written_files(cfg) if args.overwrite else []
         runtime.add_training_hooks(cfg)
         runner = runtime.build_runner(cfg)
+        runner.register_hook(ReplaceRunHook(earlier))
         for note in notes:
             runner.logger.info(note)
         runner.train()

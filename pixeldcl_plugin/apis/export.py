@@ -19,9 +19,10 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..engine.runtime import forget_pretraining
-from ..engine.weights import load_state, read_state
+from ..engine.builder import forget_pretraining
+from ..engine.weights import load_state
 from ..utils.cli import UsageError
+from ..utils.compat import read_state
 from ..utils.files import written_whole
 
 __all__ = [
@@ -93,7 +94,7 @@ def load_segmentor(cfg: Config, checkpoint: str) -> EncoderDecoder:
     segmentor = MODELS.build(cfg.model)
     if not isinstance(segmentor, EncoderDecoder):
         raise UsageError(f"config: only EncoderDecoder models are supported, got {type(segmentor).__name__}")
-    load_state(segmentor, state)
+    load_state(segmentor, state, inference=True)
     return revert_sync_batchnorm(segmentor).eval()
 
 

@@ -11,9 +11,10 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ..engine.weights import load_state, read_state
+from ..engine.weights import load_state
 from ..models.vae import VAE
 from ..utils.cli import UsageError
+from ..utils.compat import read_state
 from ..visualization.vae_pictures import draw_grid
 
 __all__ = [

@@ -11,6 +11,8 @@ from typing import Any
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
+from ..utils.compat import CheckpointError
+
 __all__ = ["QuietRunner", "quiet_logger", "quiet_warnings"]
 
 # Pages that stand in the log file for when something must be looked up, and deprecations between
@@ -49,6 +51,22 @@ class QuietRunner(Runner):
             handler.handleError = _fail  # type: ignore[method-assign]
             logger.info(f"Full log, with environment and config: {handler.baseFilename}")
         return logger
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Resumes as MMEngine does, and reports a checkpoint that it cannot read as such.
+
+        Raises:
+            CheckpointError: Names the file and what a part of the run did not find in it.
+        """
+        try:
+            super().resume(filename, *args, **kwargs)
+        except CheckpointError:
+            raise
+        except Exception as error:  # Hooks and optimizers read what they wrote, each in its own way.
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"cannot resume from {filename!r}: {type(error).__name__}: {reason}"
+            ) from error
 
 
 # Warnings about defaults that work as they should, or that MMEngine causes by itself.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
@@ -17,7 +17,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner, set_random_seed
 
 from ..registry import register
-from ..utils.compat import CheckpointError
+from .weights import check_state
 
 RandomState = dict[str, Any]
 
@@ -46,12 +46,23 @@ def get_random_state() -> RandomState:
     return state
 
 
+def python_state(state: RandomState) -> tuple[Any, ...]:
+    """Returns the part for ``random.setstate``."""
+    python = state["python"]
+    return python["version"], tuple(python["internal"].tolist()), python["gauss"]
+
+
+def numpy_state(state: RandomState) -> tuple[Any, ...]:
+    """Returns the part for ``numpy.random.set_state``, which takes a position out of range for granted."""
+    numpy = state["numpy"]
+    keys = numpy["keys"].cpu().numpy().astype(np.uint32)
+    return numpy["name"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]
+
+
 def set_random_state(state: RandomState) -> None:
     """Restores what :func:`get_random_state` returned; tensors may be on any device."""
-    python, numpy = state["python"], state["numpy"]
-    random.setstate((python["version"], tuple(python["internal"].tolist()), python["gauss"]))
-    keys = numpy["keys"].cpu().numpy().astype(np.uint32)
-    np.random.set_state((numpy["name"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
+    random.setstate(python_state(state))
+    np.random.set_state(numpy_state(state))
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
@@ -202,39 +213,45 @@ class PlainCheckpointHook(Hook):
 
 @register(HOOKS)
 class CompleteWeightsHook(Hook):
-    """Refuses a checkpoint that leaves part of the model as it was initialised.
+    """Refuses a checkpoint of another model.
 
-    MMEngine only warns, and a test would go on to measure random weights. What a checkpoint holds
-    besides, and the auxiliary heads, which predict nothing, do not matter.
+    MMEngine only warns, and a test would go on to measure random weights.
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compares the checkpoint with the model.
+        """Compares what predicts with the model, see :func:`~pixeldcl_plugin.engine.weights.load_state`.
 
         Raises:
-            CheckpointError: Names a parameter that is missing or of another shape.
+            CheckpointError: Names a parameter that is missing, superfluous or of another shape.
         """
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         state = checkpoint.get("state_dict", checkpoint)
         state = {key.removeprefix("module."): value for key, value in state.items()}
-        try:
-            # A real load, which knows of names that changed between versions of a layer.
-            keys = copy.deepcopy(model).load_state_dict(state, strict=False).missing_keys
-        except RuntimeError as error:
-            raise CheckpointError(f"the checkpoint is of another model: {_one_line(error)}") from error
-        ignored = ("auxiliary_head.", "data_preprocessor.")
-        missing = [k for k in keys if not k.startswith(ignored) and not k.endswith("num_batches_tracked")]
-        if missing:
-            raise CheckpointError(
-                f"the checkpoint is of another model: it lacks {len(missing)} of the "
-                f"{len(model.state_dict())} weights, {missing[0]!r} first"
-            )
+        check_state(model, state, inference=True)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+class ReplaceRunHook(Hook):
+    """Removes the checkpoints of an earlier run once this one has proven, by an iteration, that it trains.
+
+    Args:
+        files: What is to go.
+    """
+
+    # Before the run saves anything under the same names.
+    priority = "LOW"
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = list(files)
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        """Removes them, the first time."""
+        if self._files and is_main_process():
+            runner.logger.info(f"Removing {len(self._files)} files of the earlier run in {runner.work_dir}.")
+            for file in self._files:
+                file.unlink(missing_ok=True)
+        self._files = []
 
 
 def _pack(buffer: HistoryBuffer) -> dict[str, Any]:

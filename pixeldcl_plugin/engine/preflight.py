@@ -7,16 +7,18 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
 from ..utils.cli import UsageError, is_main_process, notify
-from ..utils.compat import CheckpointError, load_checkpoint
+from ..utils.compat import CheckpointError, load_for_mmengine
 from ..utils.files import claimed
+from .builder import build_model
+from .resume_point import ResumePoint, read_resume_point, written_names
 from .runtime import leaf_datasets
+from .weights import check_state
 
 __all__ = [
     "ResumePoint",
@@ -27,6 +29,7 @@ __all__ = [
     "claimed_work_dir",
     "find_resume_point",
     "prepare_work_dir",
+    "written_files",
 ]
 
 # What a command of this repository makes: a part of its path -> the command.
@@ -162,11 +165,12 @@ def _values_of(node: Any, key: str) -> Iterator[Any]:
 
 
 def check_weights(cfg: Config, checkpoint: str | None = None) -> None:
-    """Checks that the local weight files which a config or the command line name exist.
+    """Checks the local weight files which a config or the command line name.
 
     Raises:
         UsageError: Names the missing file, the key that asks for it and, for weights that this
             repository makes, the command.
+        CheckpointError: If a file that the config names holds no weights.
     """
     wanted = [("checkpoint", checkpoint), ("load_from", cfg.get("load_from"))]
     wanted += [
@@ -177,27 +181,11 @@ def check_weights(cfg: Config, checkpoint: str | None = None) -> None:
     for key, path in wanted:
         if isinstance(path, str) and not _is_url(path) and not Path(path).expanduser().is_file():
             raise UsageError(f"{key} not found: no file {path!r} (looked in {Path.cwd()}){_hint(Path(path))}")
+        if isinstance(path, str) and not _is_url(path) and key != "checkpoint":  # which its reader checks
+            load_for_mmengine(path)
 
 
 # --- work dir ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ResumePoint:
-    """A checkpoint that training can continue from."""
-
-    path: Path
-    iteration: int
-    seed: int | None
-
-
-def _read_resume_point(path: Path) -> ResumePoint:
-    checkpoint = load_checkpoint(path)
-    needed = ("meta", "state_dict", "message_hub", "optimizer")
-    missing = [key for key in needed if not isinstance(checkpoint, dict) or key not in checkpoint]
-    if missing:
-        raise CheckpointError(f"cannot resume from {str(path)!r}: it holds no {missing[0]!r}")
-    return ResumePoint(path, int(checkpoint["meta"]["iter"]), checkpoint["meta"].get("seed"))
 
 
 def _checkpoints(work_dir: Path) -> list[Path]:
@@ -205,11 +193,18 @@ def _checkpoints(work_dir: Path) -> list[Path]:
     numbered = [(found, file) for file in work_dir.glob("*.pth") if (found := _number(file)) >= 0]
     files = [file for _, file in sorted(numbered, reverse=True)]
     # The pointer matters where checkpoints have other names or another place.
-    pointer = work_dir / "last_checkpoint"
-    target = Path(pointer.read_text().strip()) if pointer.is_file() else None
-    if target is not None and target.is_file() and target.name not in {f.name for f in files}:
+    target = _pointed_at(work_dir / "last_checkpoint")
+    if target is not None and target.name not in {f.name for f in files}:
         files.insert(0, target)
     return files
+
+
+def _pointed_at(pointer: Path) -> Path | None:
+    try:
+        target = Path(pointer.read_text().strip())
+        return target if target.is_file() else None
+    except (OSError, ValueError):  # There is none, it is no text, or what it says cannot be a path.
+        return None
 
 
 def _number(file: Path) -> int:
@@ -229,7 +224,7 @@ def find_resume_point(work_dir: Path) -> ResumePoint | None:
     files = _checkpoints(work_dir)
     for file in files:
         try:
-            return _read_resume_point(file)
+            return read_resume_point(file)
         except CheckpointError as error:
             notify(f"warning: {error}; trying the checkpoint before it")
     if files:
@@ -261,7 +256,7 @@ def prepare_work_dir(cfg: Config, resume: str | None, overwrite: bool) -> Resume
         cfg: The config with its final ``work_dir``; ``resume``, ``load_from`` and the seed of the
             resumed run are set in it.
         resume: None, ``'auto'`` for the newest checkpoint in the work dir, or a path.
-        overwrite: Whether checkpoints of an earlier run may be deleted.
+        overwrite: Whether an earlier run in the work dir may be replaced.
 
     Returns:
         What is resumed, or None when training starts from scratch.
@@ -282,19 +277,18 @@ def prepare_work_dir(cfg: Config, resume: str | None, overwrite: bool) -> Resume
     elif resume is not None:
         if not Path(resume).is_file():
             raise UsageError(f"--resume: no checkpoint {resume!r} (looked in {Path.cwd()})")
-        point = _read_resume_point(Path(resume))
+        point = read_resume_point(Path(resume))
 
     continues = point is not None and point.path.parent.resolve() == work_dir.resolve()
-    stale = [*work_dir.glob("*.pth"), *work_dir.glob("last_checkpoint")]
-    if overwrite and is_main_process():
-        for file in stale:
-            file.unlink()
-    elif stale and not continues and not overwrite and resume != "auto":
+    stale = written_files(cfg)
+    if stale and not continues and not overwrite and resume != "auto":
         raise UsageError(
             f"work dir {str(work_dir)!r} holds checkpoints of an earlier run "
             f"({stale[0].name}, ...): continue it with --resume, choose another --work-dir, or "
-            "delete them with --overwrite"
+            "replace them with --overwrite"
         )
+    if point is not None:
+        _check_point(point, cfg)
 
     cfg.resume = point is not None
     if point is not None:
@@ -306,6 +300,28 @@ def prepare_work_dir(cfg: Config, resume: str | None, overwrite: bool) -> Resume
                 notify(f"resuming with the checkpoint's seed {point.seed}, not {randomness['seed']}")
             cfg.randomness = {**randomness, "seed": point.seed}
     return point
+
+
+def _check_point(point: ResumePoint, cfg: Config) -> None:
+    """Checks that a resume point is one of the config's training."""
+    try:
+        check_state(build_model(cfg), point.state)
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot resume from {str(point.path)!r}: {error}") from error
+    for key, reached in (("max_iters", point.iteration), ("max_epochs", point.epoch)):
+        end = (cfg.get("train_cfg") or {}).get(key)
+        if isinstance(end, int) and reached > end:
+            raise UsageError(
+                f"--resume: {str(point.path)!r} is at {key[4:-1].replace('iter', 'iteration')} {reached}, "
+                f"beyond train_cfg.{key} = {end}"
+            )
+
+
+def written_files(cfg: Config) -> list[Path]:
+    """Returns the checkpoints that runs of a config left in its work dir, by their names."""
+    work_dir, names = Path(cfg.work_dir), written_names(cfg)
+    files = [file for file in work_dir.glob("*.pth") if names.fullmatch(file.name) and file.is_file()]
+    return sorted([*files, *work_dir.glob("last_checkpoint")])
 
 
 def check_output_dir(flag: str, folder: str | None, overwrite: bool) -> None:

@@ -25,6 +25,7 @@ from .console import QuietRunner
 from .distributed import GlobalBatchDDP
 from .hooks import CompleteWeightsHook, PlainCheckpointHook, RandomStateHook
 from .optim import BFloat16OptimWrapper
+from .resume_hook import CheckedResumeHook
 
 __all__ = [
     "adapt_to_hardware",
@@ -216,9 +217,15 @@ def _replace_sync_bn(node: Any, kind: str) -> int:
 
 
 def add_training_hooks(cfg: Config) -> None:
-    """Adds the hooks for exact resuming and safe checkpoints to any config that lacks them."""
+    """Adds the hooks for safe and exact resuming and plain checkpoints to any config that lacks them."""
     hooks = list(cfg.get("custom_hooks") or [])
-    for kind in (RandomStateHook, FiniteLossHook, PlainCheckpointHook, RepeatValidationHook):
+    for kind in (
+        CheckedResumeHook,
+        RandomStateHook,
+        FiniteLossHook,
+        PlainCheckpointHook,
+        RepeatValidationHook,
+    ):
         if all(hook.get("type") != kind.__name__ for hook in hooks):
             hooks.append(dict(type=kind.__name__))
     cfg.custom_hooks = hooks
@@ -241,27 +248,6 @@ def add_training_hooks(cfg: Config) -> None:
 def add_testing_hooks(cfg: Config) -> None:
     """Adds the hook that refuses a checkpoint of another model."""
     cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), dict(type=CompleteWeightsHook.__name__)]
-
-
-def forget_pretraining(node: Any) -> None:
-    """Removes from a model's config, in place, the weights that its parts would be initialised with.
-
-    For a model that gets all its weights from a checkpoint: building it then needs neither the files nor a
-    network.
-    """
-    if isinstance(node, dict):
-        for key in ("init_cfg", "pretrained"):
-            value = node.get(key)
-            inits = value if isinstance(value, list | tuple) else [value]
-            if key == "init_cfg" and any(
-                isinstance(i, dict) and i.get("type") == "Pretrained" for i in inits
-            ):
-                node[key] = None
-            elif key == "pretrained" and value:
-                node[key] = False if isinstance(value, bool) else None
-    for value in node.values() if isinstance(node, dict) else node:
-        if isinstance(value, dict | list | tuple):
-            forget_pretraining(value)
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
-from ..utils.compat import CheckpointError, load_checkpoint
-from ..utils.finite import first_not_finite
+from ..utils.compat import CheckpointError
 
-__all__ = ["ClassCountError", "WrongArchitectureError", "load_state", "read_state"]
+__all__ = ["ClassCountError", "WrongArchitectureError", "check_state", "load_state"]
 
 
 class WrongArchitectureError(CheckpointError):
@@ -23,31 +20,9 @@ class ClassCountError(CheckpointError):
     """The weights are those of this model with another number of classes."""
 
 
-def read_state(file: str | Path) -> dict[str, Tensor]:
-    """Read the state dict of a ``.safetensors`` or ``.pth`` file without running code in it.
-
-    Raises:
-        UnsafeCheckpointError: If the file would have to run code.
-        CheckpointError: If it is missing, broken, or holds no state dict.
-    """
-    return state_of(load_checkpoint(file), file)
-
-
-def state_of(loaded: Any, file: str | Path) -> dict[str, Tensor]:
-    """Return the state dict of what a checkpoint file held.
-
-    Raises:
-        CheckpointError: If there is none, or a weight is NaN or infinite; names it.
-    """
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"checkpoint {str(file)!r} holds no state dict")
-    if (name := first_not_finite(state)) is not None:
-        raise CheckpointError(f"checkpoint {str(file)!r}: {name!r} is NaN or infinite: its training diverged")
-    return dict(state)
-
-
-def load_state(model: nn.Module, state: Mapping[str, Tensor], *, new_classes: bool = False) -> list[str]:
+def load_state(
+    model: nn.Module, state: Mapping[str, Tensor], *, new_classes: bool = False, inference: bool = False
+) -> list[str]:
     """Load a state dict into a model; if that is refused, the model is unchanged.
 
     Args:
@@ -57,14 +32,37 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, new_classes: bo
             whose shape depends on it keep their values: ``conv_seg``, the last layer of mmseg's heads
             (auxiliary heads included), and in a head that upsamples its logits also the upsampler after
             it, whose channels are the classes.
+        inference: Whether the model is to predict only. Then what predicts nothing is left out on both
+            sides: auxiliary heads, the data preprocessor and the counters of batch norm.
 
     Returns:
-        The names of the tensors that kept their values.
+        The names of the tensors that kept their values because of the number of classes.
 
     Raises:
         ClassCountError: If only the number of classes differs, and ``new_classes`` is False.
         WrongArchitectureError: If a tensor is missing or superfluous, or has another shape.
     """
+    fitting, reshaped = _fitting(model, state, new_classes, inference)
+    model.load_state_dict(fitting, strict=False)
+    return reshaped
+
+
+def check_state(model: nn.Module, state: Mapping[str, Tensor], *, inference: bool = False) -> None:
+    """Raise what :func:`load_state` would, and load nothing."""
+    _fitting(model, state, new_classes=False, inference=inference)
+
+
+def _predicts(name: str) -> bool:
+    ignored = ("auxiliary_head.", "data_preprocessor.")
+    return not name.startswith(ignored) and not name.endswith(".num_batches_tracked")
+
+
+def _fitting(
+    model: nn.Module, state: Mapping[str, Tensor], new_classes: bool, inference: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return what of a state dict fits a model, and the names of what depends on the number of classes."""
+    if inference:
+        state = {name: tensor for name, tensor in state.items() if _predicts(name)}
     own = model.state_dict()
     reshaped = [name for name in own if name in state and own[name].shape != state[name].shape]
     counts = _class_counts(reshaped, state, own)
@@ -74,13 +72,13 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, new_classes: bo
             f"the weights are of another model: {len(reshaped)} tensors differ in shape, first {name!r}, "
             f"{tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
         )
-    kept = {name: tensor for name, tensor in state.items() if name not in reshaped}
+    fitting = {name: tensor for name, tensor in state.items() if name not in reshaped}
     # A real load, which knows of names that changed between versions of a layer, on a copy.
-    result = copy.deepcopy(model).load_state_dict(kept, strict=False)
-    for kind, names in (
-        ("the file lacks", [name for name in result.missing_keys if name not in reshaped]),
-        ("the model has no", result.unexpected_keys),
-    ):
+    result = copy.deepcopy(model).load_state_dict(fitting, strict=False)
+    missing = [name for name in result.missing_keys if name not in reshaped]
+    if inference:
+        missing = [name for name in missing if _predicts(name)]
+    for kind, names in (("the file lacks", missing), ("the model has no", result.unexpected_keys)):
         if names:
             raise WrongArchitectureError(
                 f"the weights are of another model: {kind} {names[0]!r} ({len(names)} such of {len(own)})"
@@ -90,8 +88,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, new_classes: bo
             f"the weights are for {counts[0]} classes and the model has {counts[1]}: build it with "
             f"{counts[0]}, or let create_model(name, num_classes={counts[1]}) initialise the last layer anew"
         )
-    model.load_state_dict(kept, strict=False)
-    return reshaped
+    return fitting, reshaped
 
 
 def _class_counts(

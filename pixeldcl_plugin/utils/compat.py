@@ -18,7 +18,7 @@ import pickle
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.dist import all_gather_object
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
-from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
+
+from .finite import first_not_finite
 
 __all__ = [
     "CheckpointError",
@@ -39,8 +41,11 @@ __all__ = [
     "enable_safe_loading",
     "installed_distribution",
     "load_checkpoint",
+    "load_for_mmengine",
+    "read_state",
     "resolve_config",
     "setup",
+    "state_of",
 ]
 
 # Module -> names it is distributed under, the maintained one first.
@@ -158,13 +163,27 @@ def resolve_config(path: str | os.PathLike[str]) -> Path:
 # --- checkpoints ---------------------------------------------------------------------------------
 
 
+class _SavedHistory(HistoryBuffer):
+    """Stands in for HistoryBuffer while a checkpoint is read: numbers are all that it takes from a file.
+
+    The real one takes its attributes from the file, and the statistics of its whole class.
+    """
+
+    def __setstate__(self, state: Any) -> None:
+        values, counts = (state[key] for key in ("_log_history", "_count_history"))
+        if not isinstance(values, np.ndarray) or values.ndim != 1 or values.shape != counts.shape:
+            raise ValueError("a HistoryBuffer without numbers")
+        self.__init__(values, counts, int(state["max_length"]))  # type: ignore[misc]
+        self.__class__ = HistoryBuffer  # so that it is saved under its own name
+
+
 def _history_statistic(owner: type, name: str) -> Callable[..., Any]:
     """Stands in for ``getattr`` while a checkpoint is read.
 
     MMEngine's own checkpoints pickle the methods of HistoryBuffer, which pickle writes as
     ``getattr(HistoryBuffer, 'min')``. Allowing the real ``getattr`` would allow it on everything.
     """
-    if owner is HistoryBuffer and name in ("min", "max", "mean", "current"):
+    if owner is _SavedHistory and name in ("min", "max", "mean", "current"):
         return getattr(HistoryBuffer, name)
     raise pickle.UnpicklingError(f"GLOBAL getattr({owner!r}, {name!r}) was not an allowed global")
 
@@ -172,7 +191,8 @@ def _history_statistic(owner: type, name: str) -> Callable[..., Any]:
 def _safe_globals() -> list[Any]:
     """What MMEngine's checkpoints hold besides tensors and plain data, and nothing else."""
     reconstruct, scalar = np.arange(0).__reduce__()[0], np.float64(0).__reduce__()[0]
-    allowed: list[Any] = [HistoryBuffer, np.ndarray, np.dtype]
+    allowed: list[Any] = [(_SavedHistory, f"{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}")]
+    allowed += [np.ndarray, np.dtype]
     # NumPy 2 moved these two; files written by either version name them by their own path.
     for core in ("numpy.core", "numpy._core"):
         allowed += [(reconstruct, f"{core}.multiarray._reconstruct")]
@@ -205,12 +225,15 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     try:
         if file.suffix == ".safetensors":
             return _load_safetensors(file, map_location)
+        with file.open("rb") as opened:
+            start = opened.read(4)
+        if not start.startswith((b"PK", b"\x80")):  # a zip archive, and a pickle as torch wrote it before
+            raise ValueError(f"it is no file of torch.save: it begins with {start!r}")
         with torch.serialization.safe_globals(_safe_globals()):
             return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise _unpickling_error(file, str(error)) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError, SafetensorError) as error:
-        # What torch and pickle raise on a truncated or foreign file; they document no single type.
+    except Exception as error:  # torch and pickle do not say what they raise on a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"cannot read checkpoint {str(file)!r}: {reason}") from error
 
@@ -235,8 +258,62 @@ def _unpickling_error(file: Path, message: str) -> CheckpointError:
     )
 
 
+def read_state(file: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the state dict of a ``.safetensors`` or ``.pth`` file without running code in it.
+
+    Raises:
+        UnsafeCheckpointError: If the file would have to run code.
+        CheckpointError: If it is missing, broken, or holds no state dict.
+    """
+    return state_of(load_checkpoint(file), file)
+
+
+def state_of(loaded: Any, file: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the state dict of what a checkpoint file held.
+
+    Raises:
+        CheckpointError: If there is none (a mapping from names to dense tensors, at least one), or a weight
+            is NaN or infinite; names it.
+    """
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+    if not isinstance(state, Mapping) or not state:
+        raise CheckpointError(f"checkpoint {os.fspath(file)!r} holds no state dict")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"checkpoint {os.fspath(file)!r} holds no state dict: its entry {name!r} is of type "
+                f"{type(value).__name__}"
+            )
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise CheckpointError(f"checkpoint {os.fspath(file)!r}: {name!r} is not a dense tensor")
+    if (unusable := first_not_finite(state)) is not None:
+        raise CheckpointError(
+            f"checkpoint {os.fspath(file)!r}: {unusable!r} is NaN or infinite: its training diverged"
+        )
+    return dict(state)
+
+
+def load_for_mmengine(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint as MMEngine takes it: with what it relies on, and without what it would run.
+
+    It looks for names by regular expressions, and executes the text of a config on resuming.
+
+    Raises:
+        CheckpointError: As :func:`load_checkpoint`, and if the file holds no weights.
+    """
+    loaded = load_checkpoint(path, map_location)
+    # Some of mmseg's backbones look for their weights under 'model' too.
+    nested = isinstance(loaded, Mapping) and "state_dict" not in loaded and loaded.get("model")
+    state_of(nested if isinstance(nested, Mapping) else loaded, path)
+    meta = loaded.get("meta")
+    if isinstance(meta, Mapping):
+        meta = {key: value for key, value in meta.items() if key not in ("cfg", "config")}
+        return {**loaded, "meta": meta}
+    return dict(loaded)
+
+
 def _load_from_local(filename: str, map_location: Any = None) -> Any:
-    return load_checkpoint(filename, map_location)
+    return load_for_mmengine(filename, map_location)
 
 
 def _load_from_http(filename: str, map_location: Any = None) -> Any:
@@ -260,7 +337,7 @@ def _load_from_http(filename: str, map_location: Any = None) -> Any:
     failures = [reason for reason in all_gather_object(failure) if reason]
     if failures:
         raise CheckpointError(failures[0])
-    return load_checkpoint(target, map_location)
+    return load_for_mmengine(target, map_location)
 
 
 # MMEngine logs the part of a loader's name after 'load_from_'.
@@ -269,7 +346,7 @@ _load_from_http.__name__ = "load_from_http"
 
 
 def enable_safe_loading() -> None:
-    """Makes every checkpoint that this process reads go through :func:`load_checkpoint`.
+    """Makes every checkpoint that MMEngine reads go through :func:`load_for_mmengine`.
 
     Replaces MMEngine's loaders of local files and URLs, whose maintained version falls back to
     unsafe unpickling and whose original refuses its own checkpoints on torch >= 2.6, and forbids

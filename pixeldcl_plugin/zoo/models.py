@@ -6,7 +6,6 @@ A model's name is the stem of its config. Several releases of one are told apart
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +15,14 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from mmseg.registry import DATASETS
 from torch import nn
 
-from ..engine.console import quiet_logger
-from ..engine.runtime import forget_pretraining, leaf_datasets, load_config
-from ..engine.weights import load_state, read_state
+from ..engine.builder import build_model
+from ..engine.runtime import leaf_datasets, load_config
+from ..engine.weights import load_state
 from ..utils.cli import UsageError
+from ..utils.compat import read_state
 from .download import fetch
 from .index import Release, ZooRoot, load_releases
 
@@ -141,7 +140,7 @@ def create_model(
         ValueError: If ``num_classes`` is not a positive integer or the model has no classes, or the overrides
             do not fit.
         CheckpointError: If the weights are missing, are not the released ones, or do not fit; each case
-            has its subclass in ``zoo_download`` or ``zoo_weights``.
+            has its subclass in ``zoo.download`` or ``engine.weights``.
     """
     info = model_info(name)
     if pretrained and info.release is None:
@@ -180,21 +179,6 @@ def load_weights(model: nn.Module, source: str | Path) -> None:
             raise NoWeightsError(f"no weights of {source!r} are released")
         file = fetch(release, ZooRoot.current())
     load_state(model, read_state(file))
-
-
-def build_model(cfg: Config) -> BaseModel:
-    """Build the model of a config, initialised without reading any weights, in evaluation mode."""
-    cfg = copy.deepcopy(cfg)
-    forget_pretraining(cfg.model)
-    scope = cfg.get("default_scope") or "mmseg"
-    if DefaultScope.get_current_instance() is None:
-        init_default_scope(scope)  # For what is built later, such as mmseg's inference pipeline.
-    with DefaultScope.overwrite_default_scope(scope):
-        model = MODELS.build(cfg.model)
-        with quiet_logger():  # MMEngine prints three lines for every parameter.
-            model.init_weights()
-    model.cfg = cfg
-    return model.eval()
 
 
 def class_count(cfg: Config) -> int | None:

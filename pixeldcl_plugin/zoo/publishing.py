@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..engine.runtime import load_config
-from ..engine.weights import load_state, read_state
+from ..engine.weights import load_state
 from ..utils.cli import UsageError
-from ..utils.compat import DISTRIBUTIONS, CheckpointError, installed_versions, load_checkpoint
+from ..utils.compat import DISTRIBUTIONS, CheckpointError, installed_versions, load_checkpoint, read_state
 from ..utils.files import written_whole
 from .index import Release, ZooRoot, append_release, load_releases
 from .models import build_model, class_count

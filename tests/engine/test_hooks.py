@@ -240,7 +240,7 @@ class Part(BaseModel):
 def test_complete_weights_are_accepted(prefix: str, wrapped: bool) -> None:
     state = {key: value for key, value in Part().state_dict().items() if "auxiliary" not in key}
     del state["layer.1.num_batches_tracked"]
-    state = {prefix + key: value for key, value in [*state.items(), ("more", torch.ones(1))]}
+    state = {prefix + key: value for key, value in [*state.items(), ("auxiliary_head.more", torch.ones(1))]}
     runner = SimpleNamespace(model=Part())
     hook = hooks.CompleteWeightsHook()
     hook.after_load_checkpoint(runner, {"state_dict": state} if wrapped else state)
@@ -251,7 +251,10 @@ def test_incomplete_weights_are_refused() -> None:
     hook, runner = hooks.CompleteWeightsHook(), SimpleNamespace(model=Part())
     state = Part().state_dict()
     del state["layer.0.bias"]
-    with pytest.raises(CheckpointError, match=r"lacks 1 of the \d+ weights, 'layer\.0\.bias' first"):
+    with pytest.raises(CheckpointError, match=r"lacks 'layer\.0\.bias' \(1 such"):
+        hook.after_load_checkpoint(runner, {"state_dict": state})
+    state = {**Part().state_dict(), "more": torch.ones(1)}
+    with pytest.raises(CheckpointError, match=r"the model has no 'more'"):
         hook.after_load_checkpoint(runner, {"state_dict": state})
     with pytest.raises(CheckpointError, match=r"another model: .*layer\.0\.weight") as refusal:
         hook.after_load_checkpoint(runner, {"state_dict": Part(width=5).state_dict()})

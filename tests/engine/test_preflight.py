@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
 
 from pixeldcl_plugin.engine import preflight, runtime
 from pixeldcl_plugin.utils.cli import UsageError
@@ -86,18 +88,38 @@ def test_check_weights_says_what_makes_them(monkeypatch: pytest.MonkeyPatch, tmp
     with pytest.raises(UsageError, match=r"lite0\.pth' .*; make it with: python tools/convert_timm_weights"):
         preflight.check_weights(cfg)
     (tmp_path / ".cache").mkdir()
-    (tmp_path / ".cache/tf_efficientnet_lite0.pth").touch()
+    torch.save({"weight": torch.ones(1)}, tmp_path / ".cache/tf_efficientnet_lite0.pth")
     preflight.check_weights(cfg)
+    (tmp_path / ".cache/tf_efficientnet_lite0.pth").write_text("a text")
+    with pytest.raises(CheckpointError, match=r"lite0\.pth': it is no file of torch\.save"):
+        preflight.check_weights(cfg)
+
+
+@MODELS.register_module()
+class OneWeight(BaseModel):
+    """The model of these checkpoints."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self) -> None:
+        """Not needed."""
 
 
 def save_checkpoint(path: Path, iteration: int, **more: object) -> Path:
-    checkpoint = dict(meta=dict(iter=iteration, seed=11), state_dict={}, message_hub={}, optimizer={}, **more)
-    torch.save(checkpoint, path)
+    checkpoint = dict(
+        meta=dict(iter=iteration, epoch=0, seed=11),
+        state_dict={"weight": torch.ones(1)},
+        message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}),
+        optimizer=dict(state={}, param_groups=[]),
+    )
+    torch.save({**checkpoint, **more}, path)
     return path
 
 
 def work_dir_config(work_dir: Path, **more: object) -> Config:
-    return Config(dict(work_dir=str(work_dir), **more))
+    return Config(dict(work_dir=str(work_dir), model=dict(type="OneWeight"), **more))
 
 
 def test_resume_takes_the_newest_whole_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +130,8 @@ def test_resume_takes_the_newest_whole_checkpoint(tmp_path: Path, capsys: pytest
     torch.save({"state_dict": {}}, tmp_path / "iter_1100.pth")
     (tmp_path / "last_checkpoint").touch()
     point = preflight.find_resume_point(tmp_path)
-    assert point == preflight.ResumePoint(tmp_path / "iter_1000.pth", 1000, 11)
+    assert point is not None
+    assert (point.path, point.iteration, point.seed) == (tmp_path / "iter_1000.pth", 1000, 11)
     warnings = capsys.readouterr().err.splitlines()
     assert ["iter_1200.pth" in warnings[0], "iter_1100.pth" in warnings[1]] == [True, True]
 
@@ -120,6 +143,16 @@ def test_resume_follows_last_checkpoint_to_other_names(tmp_path: Path) -> None:
     point = preflight.find_resume_point(tmp_path)
     assert point is not None
     assert point.path == target
+
+
+@pytest.mark.parametrize("content", [b"x" * 5000, b"\xff\xfe", b"a\0b", b"\n\n", b"/dev/zero", b".", b"~"])
+def test_a_damaged_last_checkpoint_points_nowhere(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    assert preflight.find_resume_point(tmp_path) is None
+    save_checkpoint(tmp_path / "iter_5.pth", 5)
+    point = preflight.find_resume_point(tmp_path)
+    assert point is not None
+    assert point.iteration == 5
 
 
 def test_resume_without_a_whole_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +190,8 @@ def test_earlier_checkpoints_are_not_overwritten_unasked(tmp_path: Path) -> None
     cfg = work_dir_config(work_dir)
     assert preflight.prepare_work_dir(cfg, None, overwrite=True) is None
     assert cfg.resume is False
-    assert [file.name for file in work_dir.iterdir()] == ["notes.txt"]
+    assert preflight.written_files(cfg) == [work_dir / "iter_5.pth"]  # They stay until the new run trains.
+    assert sorted(file.name for file in work_dir.iterdir()) == ["iter_5.pth", "notes.txt"]
 
 
 def test_resume_path_must_be_a_training_checkpoint(tmp_path: Path) -> None:

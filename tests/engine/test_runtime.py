@@ -265,8 +265,8 @@ def test_training_hooks_are_added_once() -> None:
     runtime.add_training_hooks(cfg)
     runtime.add_training_hooks(cfg)
     kinds = [hook["type"] for hook in cfg.custom_hooks]
-    added = ["RandomStateHook", "FiniteLossHook", "PlainCheckpointHook", "RepeatValidationHook"]
-    assert kinds == ["EMAHook", *added]
+    added = ["CheckedResumeHook", "RandomStateHook", "FiniteLossHook", "PlainCheckpointHook"]
+    assert kinds == ["EMAHook", *added, "RepeatValidationHook"]
     assert cfg.default_hooks["checkpoint"]["type"] == "WholeCheckpointHook"
     assert cfg.custom_imports["imports"] == ["my_code", "pixeldcl_plugin"]
 

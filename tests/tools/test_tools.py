@@ -240,7 +240,7 @@ def test_user_errors_are_one_line(
 ) -> None:
     (tmp_path / "full").mkdir()
     torch.save({"state_dict": {}, "meta": Evil(tmp_path / "executed")}, tmp_path / "full/evil.pth")
-    torch.save({"state_dict": {}}, tmp_path / "nothing.pth")
+    torch.save({"state_dict": {"other": torch.ones(1)}}, tmp_path / "nothing.pth")
     names = {
         "CONFIG": tiny_config,
         "EVIL": tmp_path / "full/evil.pth",
