@@ -8,7 +8,7 @@ MOSAIC := .cache/photo_mosaic
 CONFIG ?= configs/photo_mosaic/unet-s5-d16-c16-pixeldcl_fcn_1xb4-amp-800_photo-mosaic-160x160.py
 ARGS ?=
 
-.PHONY: setup train test lint clean
+.PHONY: setup train test test-openmmlab lint clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -27,10 +27,14 @@ train: setup
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
+# The suite with mmengine, mmcv and mmsegmentation as OpenMMLab released them (docs/installation.md).
+test-openmmlab:
+	PYTHON=$(PYTHON) .ci/test-openmmlab $(ARGS)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-openmmlab .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -149,7 +149,7 @@ def enable_amp(cfg: Config) -> None:
         UsageError: If the config's optimizer wrapper is of a kind with no such counterpart.
     """
     wrapper = cfg.get("optim_wrapper")
-    kind = wrapper.get("type", "OptimWrapper") if isinstance(wrapper, Mapping) else wrapper
+    kind = _type_name(wrapper.get("type", "OptimWrapper")) if isinstance(wrapper, Mapping) else wrapper
     if kind not in ("OptimWrapper", "AmpOptimWrapper", BFloat16OptimWrapper.__name__):
         raise UsageError(f"--amp works with optim_wrapper type 'OptimWrapper', got {kind!r}")
     if kind == BFloat16OptimWrapper.__name__:
@@ -182,7 +182,7 @@ def adapt_to_hardware(cfg: Config) -> list[str]:
         return []
     notes = []
     wrapper = cfg.get("optim_wrapper")
-    if isinstance(wrapper, Mapping) and wrapper.get("type") == "AmpOptimWrapper":
+    if isinstance(wrapper, Mapping) and _type_name(wrapper.get("type")) == "AmpOptimWrapper":
         enable_amp(cfg)
         notes.append("No GPU: mixed precision uses bfloat16 in place of float16.")
     if launcher not in ("none", "pytorch"):
@@ -197,10 +197,17 @@ def adapt_to_hardware(cfg: Config) -> list[str]:
     return notes
 
 
-def _wrapper_type(cfg: Config) -> str:
+def _type_name(kind: Any) -> Any:
+    """Return the name of a type that a config gives as a class, a name, or a name with a scope before it."""
+    name = kind.__name__ if isinstance(kind, type) else kind
+    return name.rpartition(".")[2] if isinstance(name, str) else name
+
+
+def _wrapper_type(cfg: Config) -> Any:
     """Return the type of the model wrapper of a distributed run: MMEngine's own gives way to ours."""
     kind = (cfg.get("model_wrapper_cfg") or {}).get("type", "MMDistributedDataParallel")
-    return GlobalBatchDDP.__name__ if kind == "MMDistributedDataParallel" else kind
+    ours = ("MMDistributedDataParallel", GlobalBatchDDP.__name__)
+    return GlobalBatchDDP.__name__ if _type_name(kind) in ours else kind
 
 
 def _replace_sync_bn(node: Any, kind: str) -> int:
@@ -210,7 +217,8 @@ def _replace_sync_bn(node: Any, kind: str) -> int:
     if not isinstance(node, dict):
         return 0
     count = sum(_replace_sync_bn(item, kind) for item in node.values())
-    if node.get("type") in {"SyncBN", "MMSyncBN"} - {kind}:
+    name = _type_name(node.get("type"))
+    if name in ("SyncBN", "MMSyncBN") and name != kind:
         node["type"] = kind
         count += 1
     return count

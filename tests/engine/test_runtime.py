@@ -9,7 +9,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
-from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 
 from pixeldcl_plugin.engine import runtime
 from pixeldcl_plugin.utils.cli import UsageError
@@ -90,8 +91,10 @@ def test_set_randomness(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cfg.randomness == dict(seed=7, diff_rank_seed=True, deterministic=True)
 
 
-@pytest.mark.parametrize("kind", ["OptimWrapper", "AmpOptimWrapper", None])
-def test_amp_keeps_the_other_settings(kind: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "kind", ["OptimWrapper", "AmpOptimWrapper", "mmengine.AmpOptimWrapper", AmpOptimWrapper, None]
+)
+def test_amp_keeps_the_other_settings(kind: str | type | None, monkeypatch: pytest.MonkeyPatch) -> None:
     wrapper = dict(optimizer=dict(type="SGD", lr=1), accumulative_counts=4, loss_scale=512.0)
     cfg = Config(dict(optim_wrapper=dict(wrapper, **({"type": kind} if kind else {}))))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -183,6 +186,7 @@ def test_gpu_config_is_adapted_to_cpu(cpu_only: None) -> None:
         (None, "SyncBN", "torch"),
         (dict(find_unused_parameters=True), "SyncBN", "torch"),
         (dict(type="MMDistributedDataParallel"), "SyncBN", "torch"),
+        (dict(type=MMDistributedDataParallel), "SyncBN", "torch"),
         (dict(type="MyDDP"), "BN", None),  # knows nothing of batch norm on a CPU
     ],
 )
