@@ -1,8 +1,8 @@
 """Compare two models in the browser: ``python tools/demo.py --models CONFIG CHECKPOINT CONFIG CHECKPOINT``.
 
 The page takes a picture and shows image, both predictions and their difference side by side, with the
-checkerboard scores. It listens on this machine only, unless --host says otherwise, and keeps no upload
-for longer than twenty minutes.
+scores. It listens on this machine only, unless --host says otherwise, and keeps no upload for longer than
+twenty minutes, nor beyond its end.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ if __name__ == "__main__":
     import _interrupts  # noqa: F401  (first: what follows takes seconds)
 
 import argparse
+import os
+import tempfile
+import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import pixeldcl_plugin
-from pixeldcl_plugin.apis import demo, gallery
+from pixeldcl_plugin.apis import demo, demo_server, gallery
 from pixeldcl_plugin.engine import console, preflight, runtime
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
@@ -34,6 +38,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--max-pixels", type=int, default=2**21, help="largest picture (default: %(default)s)"
     )
+    parser.add_argument(
+        "--max-disk", type=int, default=200, help="megabytes that all uploads may take (default: %(default)s)"
+    )
     return parser.parse_args(argv)
 
 
@@ -43,7 +50,14 @@ def run(args: argparse.Namespace) -> None:
     enable_safe_loading()
     if args.max_megabytes < 1 or args.max_pixels < 1:
         raise cli.UsageError("--max-megabytes and --max-pixels must be at least 1")
-    options = demo.launch_options(args.host, args.port, f"{args.max_megabytes}mb")
+    with tempfile.TemporaryDirectory(prefix="pixeldcl-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        serve(args, demo_server.Store(Path(folder), args.max_megabytes * 2**20, args.max_disk * 2**20))
+
+
+def serve(args: argparse.Namespace, store: demo_server.Store) -> None:
+    """Load the models and serve the page, whose uploads go to a folder."""
+    options = demo_server.launch_options(args.host, args.port, store)
     pairs = [tuple(args.models[:2]), tuple(args.models[2:])]
     segmenters = []
     for config, checkpoint in pairs:
@@ -55,19 +69,23 @@ def run(args: argparse.Namespace) -> None:
         except ValueError as error:
             raise cli.UsageError(str(error)) from error
     names = args.names or gallery.default_names([config for config, _ in pairs])
-    page = demo.build_page(segmenters, names, args.max_pixels)
+    page = demo.build_page(segmenters, names, args.max_pixels, store.make_room)
+    store.keep()  # the examples
     try:
         _, url, _ = page.launch(prevent_thread_lock=True, **options)
     except OSError as error:
         raise cli.UsageError(f"cannot listen on {args.host}: {error}") from error
     print(f"open {url} (stop with Ctrl-C)", flush=True)
-    page.block_thread()
+    try:
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = parse_args(argv)
-    with cli.user_errors("the same command serves the page again"):
+    with cli.user_errors("the same command serves the page again", "SIGTERM", "SIGHUP"):
         run(args)
 
 
