@@ -57,11 +57,11 @@ def __dir__() -> list[str]:
 
 
 def _register() -> None:
-    """Register models, datasets, metrics and hooks with MMEngine."""
+    """Register models, datasets, metrics, hooks and readers of checkpoints with MMEngine."""
     from .utils import compat
 
     compat.setup()  # before anything below reads a config or imports mmseg
-    for family in ("models", "datasets", "evaluation", "engine", "visualization"):
+    for family in ("models", "datasets", "evaluation", "engine", "visualization", "zoo"):
         importlib.import_module(f".{family}", __name__)
 
 

@@ -7,6 +7,8 @@ has registered a class of its own under that name.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -56,4 +58,15 @@ def _scoped(registry: Registry) -> Registry:
     while root.parent is not None:
         root = root.parent
     found = root.children.get(SCOPE)
-    return found or Registry(root.name, parent=root, scope=SCOPE, locations=[SCOPE])
+    if found is None:
+        found = Registry(root.name, parent=root, scope=SCOPE, locations=[SCOPE])
+        # MMEngine puts all that a config inherits from ``_base_ = 'pixeldcl_plugin::...'`` into this scope,
+        # mmseg's types too.
+        found.parent = root.children.get("mmseg", root)
+    return found
+
+
+if importlib.util.find_spec("mmseg") is not None:
+    for _registry in list(vars(importlib.import_module("mmseg.registry")).values()):
+        if isinstance(_registry, Registry):
+            _scoped(_registry)

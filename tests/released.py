@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 
-from pixeldcl_plugin.zoo import models as zoo
+from pixeldcl_plugin.engine.builder import build_model
 from pixeldcl_plugin.zoo import publishing as publish
 from pixeldcl_plugin.zoo.index import Release, ZooRoot
 
@@ -42,7 +42,7 @@ def config_file(root: ZooRoot, name: str = MODEL) -> Path:
 def tiny_model(root: ZooRoot, name: str = MODEL, seed: int = 0) -> BaseModel:
     """The model with weights that no initialisation gives."""
     torch.manual_seed(seed)
-    model = zoo.build_model(Config.fromfile(config_file(root, name)))
+    model = build_model(Config.fromfile(config_file(root, name)))
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
             if tensor.is_floating_point():

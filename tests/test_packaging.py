@@ -24,6 +24,7 @@ CHECK = """
 import runpy, sys
 from pathlib import Path
 import numpy as np
+from mmengine.hub import get_config, get_model
 from mmseg.apis import inference_model
 from safetensors.torch import load_file
 import pixeldcl_plugin
@@ -35,7 +36,7 @@ package = Path(pixeldcl_plugin.__file__).parent
 assert package.is_relative_to(environment), package
 assert list_models(pretrained=True) == [name]
 (weights,) = (package / "checkpoints").iterdir()
-model = create_model(name)
+model = create_model(name, pretrained=True)
 released = load_file(weights)
 assert all(bool((tensor == released[key]).all()) for key, tensor in model.state_dict().items())
 result = inference_model(model, np.full((32, 48, 3), 90, np.uint8))
@@ -44,6 +45,9 @@ result = inference_model(model, np.full((32, 48, 3), 90, np.uint8))
 config = package / ".mim/configs/tiny" / f"{name}.py"
 assert model_info(name).config == config, model_info(name).config
 assert resolve_config(f"pixeldcl_plugin::tiny/{name}") == config
+assert get_config(f"pixeldcl_plugin::tiny/{name}.py").model.type == "EncoderDecoder"
+hub = get_model(f"pixeldcl_plugin::tiny/{name}.py", pretrained=True).state_dict()
+assert all(bool((tensor == released[key]).all()) for key, tensor in hub.items())
 runpy.run_path(str(package / ".mim/tools/test.py"))["parse_args"]([str(config), str(weights)])
 print(tuple(result.pred_sem_seg.data.shape))
 """
@@ -153,7 +157,8 @@ def test_an_editable_install_follows_the_repository(source: Path, environment: P
     code = (
         "import pixeldcl_plugin as p; from pixeldcl_plugin.zoo.index import ZooRoot;"
         "root = ZooRoot.of_package().folder;"
-        "print(p.list_models(pretrained=True), root, type(p.create_model(%r)).__name__)"
+        "print(p.list_models(pretrained=True), root, type(p.create_model(%r, pretrained=True)).__name__);"
+        "from mmengine.hub import get_config; print(get_config('pixeldcl_plugin::tiny/%s.py').model.type)"
     )
-    output = run(environment / "bin/python", "-c", code % MODEL, cwd=tmp_path)
-    assert output == f"{[MODEL]} {source} EncoderDecoder\n"
+    output = run(environment / "bin/python", "-c", code % (MODEL, MODEL), cwd=tmp_path)
+    assert output == f"{[MODEL]} {source} EncoderDecoder\nEncoderDecoder\n"

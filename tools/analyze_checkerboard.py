@@ -1,7 +1,8 @@
 """Measure and draw the checkerboard of layers or models.
 
 ``python tools/analyze_checkerboard.py --layer PixelDCL DeconvModule --channels 64 32 --out DIR``, or
-``python tools/analyze_checkerboard.py CONFIG CHECKPOINT [CONFIG CHECKPOINT ...] --images FOLDER --out DIR``.
+``python tools/analyze_checkerboard.py MODEL [MODEL ...] --images FOLDER --out DIR``.
+A MODEL is CONFIG CHECKPOINT, the NAME of a released model, or a CONFIG alone for an untrained one.
 Writes checkerboard.json and checkerboard.png.
 """
 
@@ -28,9 +29,10 @@ from pixeldcl_plugin.analysis.checkerboard import (
     profile_bins,
     profile_of_images,
 )
-from pixeldcl_plugin.analysis.models import load_model, model_names, pair_models
 from pixeldcl_plugin.analysis.report import print_table, write_figure
 from pixeldcl_plugin.apis.folders import find_images
+from pixeldcl_plugin.apis.model_arguments import add_models, model_names, read_models
+from pixeldcl_plugin.apis.segmenter import usable_device
 from pixeldcl_plugin.engine import console
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
@@ -41,12 +43,8 @@ from pixeldcl_plugin.visualization.pictures import read_image
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description="Measure and draw the checkerboard of layers or models.")
-    parser.add_argument(
-        "models",
-        nargs="*",
-        metavar="CONFIG [CHECKPOINT]",
-        help="configs, each followed by its checkpoint; without one the untrained model is analyzed",
-    )
+    about = "CONFIG CHECKPOINT, the NAME of a released model, or a CONFIG alone for an untrained one"
+    add_models(parser, nargs="*", help=about)
     parser.add_argument("--layer", nargs="+", metavar="TYPE", help="upsamplers to analyze by themselves")
     parser.add_argument(
         "--channels", type=int, nargs="+", default=[64], metavar="C", help="in [out]; default 64"
@@ -67,7 +65,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of whatever is untrained (default 0)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     cli.add_overwrite_argument(parser, "replace the results of an earlier run")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def check(args: argparse.Namespace) -> tuple[Path, Path]:
@@ -116,10 +114,10 @@ def run(args: argparse.Namespace) -> None:
         record.update(channels=args.channels, layer_options=args.layer_options, seed=args.seed)
         analyses = analyze_layers(args)
     else:
-        pairs = pair_models(args.models)
-        names = args.names or model_names(pairs)
-        if len(names) != len(pairs):
-            raise cli.UsageError(f"--names: {len(names)} names for {len(pairs)} models")
+        models = read_models(args.models, untrained=True)
+        names = args.names or model_names(models)
+        if len(names) != len(models):
+            raise cli.UsageError(f"--names: {len(names)} names for {len(models)} models")
         paths = [file for source in args.images for file in find_images(source, args.out)[1]]
         try:
             images = [read_image(file) for file in paths[: args.max_images]]
@@ -128,11 +126,13 @@ def run(args: argparse.Namespace) -> None:
             raise cli.UsageError(f"--images: {error}") from error
         image, image_profile = images[0], profile_of_images(images, bins)
         analyses = []
-        for name, (config, checkpoint) in zip(names, pairs, strict=True):
-            print(f"{name}: {config}, {checkpoint or 'untrained'}", flush=True)
-            analyses.append(analyze_model(name, load_model(config, checkpoint, args.seed), images, bins))
+        for name, model in zip(names, models, strict=True):
+            print(f"{name}: {model.config}, {model.checkpoint or 'untrained'}", flush=True)
+            network = model.load_segmentor(args.seed)
+            segmenter = pixeldcl_plugin.Segmenter(network, device=usable_device(None))
+            analyses.append(analyze_model(name, segmenter, images, bins))
         record.update(
-            models=[dict(config=config, checkpoint=checkpoint) for config, checkpoint in pairs],
+            models=[dict(config=model.config, checkpoint=model.checkpoint) for model in models],
             images=[str(path) for path in paths[: args.max_images]],
             image_profile=image_profile,
         )

@@ -1,8 +1,8 @@
-"""Compare two models in the browser: ``python tools/demo.py --models CONFIG CHECKPOINT CONFIG CHECKPOINT``.
+"""Compare two models in the browser: ``python tools/demo.py --models MODEL MODEL``.
 
-The page takes a picture and shows image, both predictions and their difference side by side, with the
-scores. It listens on this machine only, unless --host says otherwise, and keeps no upload for longer than
-twenty minutes, nor beyond its end.
+A MODEL is CONFIG CHECKPOINT, or the NAME of a released model. The page takes a picture and shows image, both
+predictions and their difference side by side, with the scores. It listens on this machine only, unless --host
+says otherwise, and keeps no upload for longer than twenty minutes, nor beyond its end.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pixeldcl_plugin
-from pixeldcl_plugin.apis import demo, demo_server, gallery
-from pixeldcl_plugin.engine import console, preflight, runtime
+from pixeldcl_plugin.apis import demo, demo_server
+from pixeldcl_plugin.apis.model_arguments import add_models, model_names, read_models
+from pixeldcl_plugin.apis.segmenter import usable_device
+from pixeldcl_plugin.engine import console
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
 
@@ -27,9 +29,7 @@ from pixeldcl_plugin.utils.compat import enable_safe_loading
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description="Compare two models on dropped pictures.")
-    parser.add_argument(
-        "--models", nargs=4, required=True, metavar=("CONFIG", "CHECKPOINT", "CONFIG2", "CHECKPOINT2")
-    )
+    add_models(parser, "--models", required=True)
     parser.add_argument("--names", nargs=2, metavar="NAME", help="of the models (default: by the configs)")
     parser.add_argument("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
@@ -58,17 +58,12 @@ def run(args: argparse.Namespace) -> None:
 def serve(args: argparse.Namespace, store: demo_server.Store) -> None:
     """Load the models and serve the page, whose uploads go to a folder."""
     options = demo_server.launch_options(args.host, args.port, store)
-    pairs = [tuple(args.models[:2]), tuple(args.models[2:])]
-    segmenters = []
-    for config, checkpoint in pairs:
-        cfg = runtime.load_config(config)
-        preflight.check_upsamplers(cfg)
-        preflight.check_weights(cfg, checkpoint)
-        try:
-            segmenters.append(pixeldcl_plugin.Segmenter(cfg, checkpoint, args.device))
-        except ValueError as error:
-            raise cli.UsageError(str(error)) from error
-    names = args.names or gallery.default_names([config for config, _ in pairs])
+    device = usable_device(args.device)
+    models = read_models(args.models)
+    if len(models) != 2:
+        raise cli.UsageError(f"--models: the page compares two models, got {len(models)}")
+    segmenters = [pixeldcl_plugin.Segmenter(model.load_segmentor(), device=device) for model in models]
+    names = args.names or model_names(models)
     page = demo.build_page(segmenters, names, args.max_pixels, store.make_room)
     store.keep()  # the examples
     try:

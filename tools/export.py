@@ -1,8 +1,8 @@
-"""Export a trained model: ``python tools/export.py CONFIG CHECKPOINT --format onnx --out FILE``.
+"""Export a trained model: ``python tools/export.py MODEL --format onnx --out FILE``.
 
-The file takes normalised images (N, channels, H, W) and gives logits (N, classes, H, W), for any N, H and W
-that the model takes. It is loaded again, run on other shapes than it was traced with, and written only if
-it computes what the model does.
+MODEL is CONFIG CHECKPOINT, or the NAME of a released model. The file takes normalised images
+(N, channels, H, W) and gives logits (N, classes, H, W), for any N, H and W that the model takes. It is loaded
+again, run on other shapes than it was traced with, and written only if it computes what the model does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
 from pixeldcl_plugin.apis import export
-from pixeldcl_plugin.engine import console, preflight, runtime
+from pixeldcl_plugin.apis.model_arguments import add_models, read_one_model
+from pixeldcl_plugin.engine import console
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
 
@@ -25,8 +26,7 @@ from pixeldcl_plugin.utils.compat import enable_safe_loading
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description="Export a model to ONNX or torch.export.")
-    parser.add_argument("config", help="config file, or mmseg::PATH for one that mmseg ships")
-    parser.add_argument("checkpoint", help=".pth or .safetensors file")
+    add_models(parser)
     parser.add_argument("--format", choices=export.FORMATS, required=True)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".onnx or .pt2 file")
     parser.add_argument(
@@ -43,7 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="largest absolute difference of the logits allowed (default: %(default)g)",
     )
     cli.add_overwrite_argument(parser, "replace the file if it exists")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -51,12 +51,10 @@ def run(args: argparse.Namespace) -> None:
     console.quiet_warnings()
     enable_safe_loading()
     export.check_request(args.out, args.format, args.overwrite)
-    cfg = runtime.load_config(args.config)
-    preflight.check_upsamplers(cfg)
-    preflight.check_weights(cfg, args.checkpoint)
-    segmentor = export.load_segmentor(cfg, args.checkpoint)
+    model = read_one_model(args.models)
+    segmentor = model.load_segmentor()
 
-    print(f"exporting {args.config} with the weights of {args.checkpoint}", flush=True)
+    print(f"exporting {model.config} with the weights of {model.checkpoint}", flush=True)
 
     def report(parity: export.Parity) -> None:
         shape = "x".join(map(str, parity.shape))

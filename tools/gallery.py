@@ -1,7 +1,8 @@
-"""Compare checkpoints in pictures: ``python tools/gallery.py CONFIG CHECKPOINT [...] --out FILE``.
+"""Compare checkpoints in pictures: ``python tools/gallery.py MODEL [...] --out FILE``.
 
-One column an image; below it the ground truth and one row a checkpoint, each with a magnified inset of
-the window in which the models disagree the most. The data are those of the first config.
+A MODEL is CONFIG CHECKPOINT, or the NAME of a released model. One column an image; below it the ground truth
+and one row a model, each with a magnified inset of the window in which the models disagree the most. The data
+are those of the first config.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from pathlib import Path
 
 import pixeldcl_plugin
 from pixeldcl_plugin.apis import gallery
-from pixeldcl_plugin.engine import console, preflight, runtime
+from pixeldcl_plugin.apis.model_arguments import ModelArgument, add_models, model_names, read_models
+from pixeldcl_plugin.apis.segmenter import usable_device
+from pixeldcl_plugin.engine import console, preflight
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
 from pixeldcl_plugin.utils.files import written_whole
@@ -26,7 +29,7 @@ from pixeldcl_plugin.visualization import gallery_figure
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description="Draw the predictions of several checkpoints.")
-    parser.add_argument("models", nargs="+", metavar="CONFIG CHECKPOINT", help="one pair a row")
+    add_models(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".png file")
     parser.add_argument(
         "--names", nargs="+", metavar="NAME", help="one a checkpoint (default: by the configs)"
@@ -50,16 +53,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
     cli.add_overwrite_argument(parser, "replace the file if it exists")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
-def check(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """Checks the command line; returns the pairs of config and checkpoint."""
-    if len(args.models) % 2:
-        raise cli.UsageError(f"models come in pairs CONFIG CHECKPOINT, got {len(args.models)} arguments")
-    pairs = list(zip(args.models[::2], args.models[1::2], strict=True))
-    if args.names is not None and len(args.names) != len(pairs):
-        raise cli.UsageError(f"--names: {len(args.names)} names for {len(pairs)} checkpoints")
+def check(args: argparse.Namespace) -> list[ModelArgument]:
+    """Checks the command line; returns the models."""
     if args.count < 1 or args.pool < 1:
         raise cli.UsageError(f"--count and --pool must be at least 1, got {args.count} and {args.pool}")
     if not 0 <= args.inset <= 1:
@@ -74,30 +72,24 @@ def check(args: argparse.Namespace) -> list[tuple[str, str]]:
         raise cli.UsageError(
             f"--out {str(args.out)!r} exists: choose another file or replace it with --overwrite"
         )
-    return pairs
+    models = read_models(args.models)
+    if args.names is not None and len(args.names) != len(models):
+        raise cli.UsageError(f"--names: {len(args.names)} names for {len(models)} models")
+    return models
 
 
 def run(args: argparse.Namespace) -> None:
     """Draws as the command line says."""
     console.quiet_warnings()
     enable_safe_loading()
-    pairs = check(args)
-    configs = [runtime.load_config(config) for config, _ in pairs]
-    preflight.check_data(configs[0], args.split)
-    for cfg, (_, checkpoint) in zip(configs, pairs, strict=True):
-        preflight.check_upsamplers(cfg)
-        preflight.check_weights(cfg, checkpoint)
-    try:
-        segmenters = [
-            pixeldcl_plugin.Segmenter(cfg, checkpoint, args.device)
-            for cfg, (_, checkpoint) in zip(configs, pairs, strict=True)
-        ]
-    except ValueError as error:
-        raise cli.UsageError(str(error)) from error
-    for segmenter, (config, _) in zip(segmenters, pairs, strict=True):
+    device = usable_device(args.device)
+    models = check(args)
+    preflight.check_data(models[0].cfg, args.split)
+    segmenters = [pixeldcl_plugin.Segmenter(model.load_segmentor(), device=device) for model in models]
+    for segmenter, model in zip(segmenters, models, strict=True):
         if segmenter.classes != segmenters[0].classes:
             raise cli.UsageError(
-                f"{config!r} has other classes than {pairs[0][0]!r}: they cannot be compared"
+                f"{model.config!r} has other classes than {models[0].config!r}: they cannot be compared"
             )
 
     def report(done: int, total: int) -> None:
@@ -105,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
             print(f"\r{done}/{total} images", end="\n" * (done == total), file=sys.stderr, flush=True)
 
     columns = gallery.choose(
-        gallery.Samples(configs[0], args.split),
+        gallery.Samples(models[0].cfg, args.split),
         segmenters,
         indices=args.indices,
         count=args.count,
@@ -113,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
         pool=args.pool,
         report=report,
     )
-    names = args.names or gallery.default_names([config for config, _ in pairs])
+    names = args.names or model_names(models)
     classes, palette = segmenters[0].classes, segmenters[0].palette
     figure = gallery_figure.draw(columns, names, classes, palette, inset=args.inset)
     with written_whole(args.out) as part:

@@ -1,8 +1,9 @@
-"""Segment pictures: ``python tools/infer.py CONFIG CHECKPOINT IMAGES --out DIR [options]``.
+"""Segment pictures: ``python tools/infer.py MODEL IMAGES --out DIR [options]``.
 
-IMAGES is a file, a folder (with its subfolders), or a glob in quotes. For each image the folder gets
-NAME_overlay.png, NAME_labels.png (class indices with a palette) and, with --probabilities,
-NAME_probabilities.npz. A broken image is reported, the rest is done, and the exit code is 1.
+MODEL is CONFIG CHECKPOINT, or the NAME of a released model. IMAGES is a file, a folder (with its subfolders),
+or a glob in quotes. For each image the folder gets IMAGE_overlay.png, IMAGE_labels.png (class indices with a
+palette) and, with --probabilities, IMAGE_probabilities.npz. A broken image is reported, the rest is done, and
+the exit code is 1.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import pixeldcl_plugin
 from pixeldcl_plugin.apis import folders as inference_folder
+from pixeldcl_plugin.apis.model_arguments import add_models, read_one_model
 from pixeldcl_plugin.apis.segmenter import usable_device
-from pixeldcl_plugin.engine import console, preflight, runtime
+from pixeldcl_plugin.engine import console
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
 
@@ -29,8 +31,7 @@ from pixeldcl_plugin.utils.compat import enable_safe_loading
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description="Segment pictures with a trained model.")
-    parser.add_argument("config", help="config file, or mmseg::PATH for one that mmseg ships")
-    parser.add_argument("checkpoint", help=".pth or .safetensors file")
+    add_models(parser)
     parser.add_argument("images", help="a file, a folder, or a glob in quotes such as 'shots/**/*.jpg'")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     parser.add_argument(
@@ -48,7 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--resume", action="store_true", help="leave out images whose results are there")
     cli.add_overwrite_argument(parser, "replace results that are there")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def infer(args: argparse.Namespace) -> int:
@@ -59,25 +60,18 @@ def infer(args: argparse.Namespace) -> int:
         raise cli.UsageError("--resume keeps results and --overwrite replaces them: give one of them")
     if args.batch_size < 1:
         raise cli.UsageError(f"--batch-size must be at least 1, got {args.batch_size}")
-    cfg = runtime.load_config(args.config)
-    preflight.check_upsamplers(cfg)
-    preflight.check_weights(cfg, args.checkpoint)
-    try:
-        device = usable_device(args.device)
-    except ValueError as error:
-        raise cli.UsageError(str(error)) from error
+    device = usable_device(args.device)
+    model = read_one_model(args.models)
     root, images = inference_folder.find_images(args.images, args.out)
     jobs = inference_folder.plan(root, images, args.out, args.probabilities)
     todo, digest = inference_folder.check_output(
-        jobs, args.out, Path(args.checkpoint).expanduser(), force=args.overwrite, resume=args.resume
+        jobs, args.out, Path(str(model.checkpoint)).expanduser(), force=args.overwrite, resume=args.resume
     )
     if len(todo) < len(jobs):
         print(f"{len(jobs) - len(todo)} of {len(jobs)} images are done already")
-    try:
-        segmenter = pixeldcl_plugin.Segmenter(cfg, args.checkpoint, device, max_pixels=args.max_pixels)
-    except ValueError as error:
-        raise cli.UsageError(str(error)) from error
-    inference_folder.write_record(args.out, args.config, args.checkpoint, digest, segmenter)
+    network = model.load_segmentor()
+    segmenter = pixeldcl_plugin.Segmenter(network, device=device, max_pixels=args.max_pixels)
+    inference_folder.write_record(args.out, model.config, str(model.checkpoint), digest, segmenter)
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:

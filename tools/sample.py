@@ -1,7 +1,8 @@
-"""Pictures of VAEs: ``python tools/sample.py CONFIG CHECKPOINT [CONFIG CHECKPOINT ...] --out DIR``.
+"""Pictures of VAEs: ``python tools/sample.py MODEL [MODEL ...] --out DIR``.
 
-Writes samples.png (rows of samples a model, the same latents for all: Fig. 9 of the paper),
-reconstructions.png and interpolations.png, the latter two of faces in the first config's test data.
+A MODEL is CONFIG CHECKPOINT, or the NAME of a released model. Writes samples.png (rows of samples a model,
+the same latents for all: Fig. 9 of the paper), reconstructions.png and interpolations.png, the latter two of
+faces in the first config's test data.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
 from pixeldcl_plugin.apis import vae_gallery
-from pixeldcl_plugin.engine import console, preflight, runtime
+from pixeldcl_plugin.apis.model_arguments import add_models, read_models
+from pixeldcl_plugin.engine import console, preflight
+from pixeldcl_plugin.models.vae import VAE
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
 from pixeldcl_plugin.utils.files import written_whole
@@ -24,9 +27,7 @@ from pixeldcl_plugin.utils.files import written_whole
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description="Draw samples, reconstructions and interpolations of VAEs.")
-    parser.add_argument(
-        "models", nargs="+", metavar="CONFIG CHECKPOINT", help="config and checkpoint of each model, in turn"
-    )
+    add_models(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="of the models (default: the upsamplers)")
     parser.add_argument(
@@ -44,30 +45,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     ):
         parser.add_argument(flag, type=int, default=default, help=f"{meaning} (default: {default})")
     cli.add_overwrite_argument(parser, "write into a folder that is not empty")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def sample(args: argparse.Namespace) -> None:
     """Draws as the command line says."""
     console.quiet_warnings()
     enable_safe_loading()
-    if len(args.models) % 2:
-        raise cli.UsageError(f"expected pairs of CONFIG CHECKPOINT, got {len(args.models)} arguments")
     for name, least in (("columns", 1), ("rows", 1), ("pairs", 1), ("seed", 0)):
         if getattr(args, name) < least:
             raise cli.UsageError(f"--{name} must be at least {least}, got {getattr(args, name)}")
     if "interpolations" in args.pictures and args.columns < 2:
         raise cli.UsageError("an interpolation has at least 2 pictures: --columns 2 or more")
     preflight.check_output_dir("--out", str(args.out), args.overwrite)
-    cfgs = [runtime.load_config(path) for path in args.models[::2]]
-    for cfg, checkpoint in zip(cfgs, args.models[1::2], strict=True):
-        preflight.check_upsamplers(cfg)
-        preflight.check_weights(cfg, checkpoint)
+    found = read_models(args.models)
+    cfgs = [model.cfg for model in found]
     labels = vae_gallery.model_labels(cfgs, args.labels)
-    models = {
-        label: vae_gallery.load_vae(cfg, checkpoint)
-        for label, cfg, checkpoint in zip(labels, cfgs, args.models[1::2], strict=True)
-    }
+    models = {label: model.load(VAE) for label, model in zip(labels, found, strict=True)}
     vae_gallery.check_sizes(models, cfgs[0])
     figures = {}
     if "samples" in args.pictures:

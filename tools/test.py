@@ -1,6 +1,7 @@
-"""Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT [options]``.
+"""Evaluate a checkpoint: ``python tools/test.py MODEL [options]``.
 
-The flags are MMSegmentation's, with --seed and --overwrite besides.
+MODEL is CONFIG CHECKPOINT, or the NAME of a released model. The flags are MMSegmentation's, with --seed and
+--overwrite besides.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
+from pixeldcl_plugin.apis.model_arguments import add_models, read_one_model
 from pixeldcl_plugin.engine import builder, console, preflight, runtime
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
@@ -21,8 +23,7 @@ from pixeldcl_plugin.utils.files import writing_to
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description="Evaluate a checkpoint on a config's test data.")
-    parser.add_argument("config", help="config file, or mmseg::PATH for one that mmseg ships")
-    parser.add_argument("checkpoint", help=".pth or .safetensors file, or URL")
+    add_models(parser)
     cli.add_common_arguments(parser)
     parser.add_argument("--out", metavar="FOLDER", help="write predicted label maps as PNG files")
     parser.add_argument("--show", action="store_true", help="show predictions in a window")
@@ -30,22 +31,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--wait-time", type=float, default=2, help="seconds a shown picture stays")
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
     cli.add_overwrite_argument(parser, "write into folders that are not empty")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def test(args: argparse.Namespace) -> None:
     """Evaluates as the command line says."""
     console.quiet_warnings()
     enable_safe_loading()
-    cfg = runtime.load_config(args.config, args.cfg_options)
+    model = read_one_model(args.models, options=args.cfg_options)
+    cfg = model.cfg
     cfg.launcher = args.launcher
-    cfg.load_from, cfg.resume = args.checkpoint, False
-    runtime.set_work_dir(cfg, args.config, args.work_dir)
+    cfg.load_from, cfg.resume = model.checkpoint, False
+    runtime.set_work_dir(cfg, model.config, args.work_dir)
     runtime.set_randomness(cfg, args.seed)
-    preflight.check_upsamplers(cfg)
     preflight.check_data(cfg, "test")
     builder.forget_pretraining(cfg.model)
-    preflight.check_weights(cfg, args.checkpoint)
     for flag, folder in (("--out", args.out), ("--show-dir", args.show_dir)):
         preflight.check_output_dir(flag, folder, args.overwrite)
     if args.out:

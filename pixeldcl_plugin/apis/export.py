@@ -10,19 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import init_default_scope
 from mmseg.models.backbones import UNet
 from mmseg.models.segmentors import EncoderDecoder
-from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..engine.builder import forget_pretraining
-from ..engine.weights import load_state
 from ..utils.cli import UsageError
-from ..utils.compat import read_state
 from ..utils.files import written_whole
 
 __all__ = [
@@ -33,7 +26,6 @@ __all__ = [
     "check_request",
     "export_segmentor",
     "load_exported",
-    "load_segmentor",
     "size_multiple",
     "trace",
 ]
@@ -79,23 +71,6 @@ class InferenceModel(nn.Module):
         size = image.shape[2:]
         logits: Tensor = self.segmentor.encode_decode(image, [dict(img_shape=size)])
         return logits
-
-
-def load_segmentor(cfg: Config, checkpoint: str) -> EncoderDecoder:
-    """Build the model of a config with the weights of a checkpoint, for inference on the CPU.
-
-    Raises:
-        UsageError: If the model is not an ``EncoderDecoder``.
-        CheckpointError: If the file cannot be read safely, or its weights are not those of the model.
-    """
-    init_default_scope(cfg.get("default_scope", "mmseg"))
-    state = read_state(checkpoint)
-    forget_pretraining(cfg.model)
-    segmentor = MODELS.build(cfg.model)
-    if not isinstance(segmentor, EncoderDecoder):
-        raise UsageError(f"config: only EncoderDecoder models are supported, got {type(segmentor).__name__}")
-    load_state(segmentor, state, inference=True)
-    return revert_sync_batchnorm(segmentor).eval()
 
 
 def size_multiple(segmentor: EncoderDecoder) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ..utils.cli import UsageError
 from ..visualization.disagreement import Column, disagreement
 from .segmenter import Segmenter
 
-__all__ = ["Samples", "choose", "default_names"]
+__all__ = ["Samples", "choose"]
 
 
 class Samples(Sequence[tuple[str, np.ndarray, np.ndarray | None]]):
@@ -106,15 +105,3 @@ def _candidates(
         return [[int(i)] for i in np.sort(np.random.default_rng(seed).choice(total, count, replace=False))]
     spread = np.unique(np.linspace(0, total - 1, min(max(pool, count), total)).round().astype(int))
     return [part.tolist() for part in np.array_split(spread, count)]
-
-
-def default_names(configs: Sequence[str]) -> list[str]:
-    """Name models by the parts of their configs' names in which they differ.
-
-    ``unet-c16-deconv-k4_fcn.py`` and ``unet-c16-pixeldcl_fcn.py`` become ``deconv-k4`` and ``pixeldcl``; a
-    name that has nothing which the others lack stays whole.
-    """
-    parts = [re.split(r"[-_]", Path(config).stem) for config in configs]
-    common = set(parts[0]).intersection(*parts[1:])
-    short = ["-".join(part for part in words if part not in common) for words in parts]
-    return [name or Path(config).stem for name, config in zip(short, configs, strict=True)]

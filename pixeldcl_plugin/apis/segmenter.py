@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmseg.models.backbones import UNet
 from mmseg.models.segmentors import EncoderDecoder
-from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..engine.runtime import leaf_datasets, load_config
+from ..engine.builder import load_model, scope_of
+from ..engine.runtime import leaf_datasets
 from ..utils.cli import UsageError
-from ..utils.compat import load_checkpoint
 from ..utils.label_maps import voc_palette
 from ..visualization.pictures import ImageSource, read_image
-from .export import load_segmentor, size_multiple
+from .export import size_multiple
+from .model_arguments import read_model
 from .tiling import Block, blocks, interpolate
 
 __all__ = ["Maps", "Prediction", "Segmenter"]
@@ -67,7 +68,7 @@ class _Prepared:
 
 
 class Segmenter:
-    """Segments images with the model of a config and the weights of a checkpoint.
+    """Segments images with a model.
 
     The image passes the config's test pipeline (its resizing included), data preprocessor and test mode,
     so that the labels are those which ``tools/test.py`` scores. Sides that a U-Net's poolings do not
@@ -80,9 +81,13 @@ class Segmenter:
     number of classes.
 
     Args:
-        config: A config file, ``'mmseg::<path>'`` for one that MMSegmentation ships, or a config.
-        checkpoint: A ``.pth`` or ``.safetensors`` file; read as weights only.
-        device: Where to compute, such as ``'cuda:1'``; by default a GPU if there is one.
+        model: The name of a released model; or, with a checkpoint, a config or its file
+            (``'mmseg::<path>'`` for one that MMSegmentation ships); or a model with its config as ``cfg``, as
+            ``create_model`` and mmseg's ``init_model`` return it, which is put into evaluation mode and onto
+            the device.
+        checkpoint: A ``.pth`` or ``.safetensors`` file of the config's model; read as weights only.
+        device: Where to compute, such as ``'cuda:1'``; by default where a given model is, else a GPU if there
+            is one.
         max_pixels: The largest image or block that passes the model at once, from 128x128 pixels.
 
     Attributes:
@@ -90,38 +95,34 @@ class Segmenter:
         palette: RGB colours, an array ``(classes, 3)`` of dtype uint8.
 
     Raises:
-        UsageError: If the config cannot be read, is not of an ``EncoderDecoder``, or its test pipeline
-            does more to the geometry of an image than resize it.
+        UsageError: If the device or ``max_pixels`` cannot be used, the name is unknown, the config cannot be
+            read, the model is no ``EncoderDecoder`` or has no weights, or the test pipeline does more to the
+            geometry of an image than resize it.
         CheckpointError: If the checkpoint is missing, unsafe, or of another model.
-        ValueError: If the device or ``max_pixels`` cannot be used.
 
     Example:
-        >>> segmenter = Segmenter("config.py", "weights.pth")
+        >>> segmenter = Segmenter("unethead_lite0-pixeldcl_1xb8-amp-1k_camvid-160x128")
         >>> labels = segmenter("street.jpg")  # (H, W)
     """
 
     def __init__(
         self,
-        config: str | Path | Config,
-        checkpoint: str | Path,
+        model: str | Path | Config | EncoderDecoder,
+        checkpoint: str | Path | None = None,
         device: str | torch.device | None = None,
         *,
         max_pixels: int = 2**21,
     ) -> None:
         if max_pixels < 128**2:
-            raise ValueError(f"max_pixels must be at least {128**2}, got {max_pixels}")
+            raise UsageError(f"max_pixels must be at least {128**2}, got {max_pixels}")
         self.max_pixels = max_pixels
+        if device is None and isinstance(model, nn.Module):
+            device = next(model.parameters()).device
         self.device = usable_device(device)
-        cfg = config if isinstance(config, Config) else load_config(str(config))
-        dataset = next(leaf_datasets((cfg.get("test_dataloader") or {}).get("dataset")), None)
-        pipeline = (dataset or {}).get("pipeline") or cfg.get("test_pipeline") or [dict(type="PackSegInputs")]
-        steps = _image_part(pipeline)
-        model = load_segmentor(cfg, str(checkpoint))  # sets the scope in which names are looked up
-        self._pipeline = Compose(steps)
-        self.model: EncoderDecoder = model.to(self.device)
-        self._multiple = size_multiple(model) if isinstance(model.backbone, UNet) else 1
-        count = model.decode_head.num_classes
-        self.classes, self.palette = _meta(dataset, str(checkpoint), count)
+        self.model = _load(model, checkpoint).to(self.device).eval()
+        self._pipeline = _image_pipeline(self.model.cfg)
+        self._multiple = size_multiple(self.model) if isinstance(self.model.backbone, UNet) else 1
+        self.classes, self.palette = _classes_of(self.model)
 
     def __call__(self, image: ImageSource) -> np.ndarray:
         """Segment one image.
@@ -246,7 +247,7 @@ def usable_device(device: str | torch.device | None) -> torch.device:
     """Return where to compute: the given device, by default a GPU if there is one.
 
     Raises:
-        ValueError: If the device cannot be used here; the message says why.
+        UsageError: If the device cannot be used here; the message says why.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -256,33 +257,48 @@ def usable_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         # torch has a type of its own for an unknown name, an absent driver and an absent backend
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {str(device)!r} cannot be used here: {reason}") from error
+        raise UsageError(f"device {str(device)!r} cannot be used here: {reason}") from error
     return usable
 
 
-def _image_part(pipeline: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what a test pipeline does to an image once it is loaded."""
+def _load(model: str | Path | Config | EncoderDecoder, checkpoint: str | Path | None) -> EncoderDecoder:
+    """Return the model that a segmenter is asked for."""
+    if isinstance(model, nn.Module):
+        if checkpoint is not None:
+            raise UsageError(f"a model brings its weights: checkpoint {str(checkpoint)!r} is one too many")
+        if not isinstance(model, EncoderDecoder) or not isinstance(getattr(model, "cfg", None), Config):
+            raise UsageError(f"expected an EncoderDecoder with its config as cfg, got {type(model).__name__}")
+        return model
+    if not isinstance(model, Config):
+        found = read_model(str(model), None if checkpoint is None else str(checkpoint))
+        return found.load(EncoderDecoder)
+    if checkpoint is None:
+        raise UsageError("a config needs a checkpoint")
+    return load_model(model, checkpoint, EncoderDecoder)
+
+
+def _image_pipeline(cfg: Config) -> Compose:
+    """Build what a config's test pipeline does to an image once it is loaded."""
+    dataset = next(leaf_datasets((cfg.get("test_dataloader") or {}).get("dataset")), {})
+    pipeline = dataset.get("pipeline") or cfg.get("test_pipeline") or [dict(type="PackSegInputs")]
     kinds = [str(step.get("type")) for step in pipeline]
     if refused := sorted(_REFUSED.intersection(kinds)):
         raise UsageError(
             f"config: the test pipeline has {', '.join(refused)}; only what resizes an image can be undone"
         )
-    return [step for step, kind in zip(pipeline, kinds, strict=True) if not kind.startswith("Load")]
+    with DefaultScope.overwrite_default_scope(scope_of(cfg)):
+        return Compose(
+            [step for step, kind in zip(pipeline, kinds, strict=True) if not kind.startswith("Load")]
+        )
 
 
-def _meta(dataset: Any, checkpoint: str, count: int) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return classes and palette: of the config's test data, else the checkpoint's, else made up."""
-    found: dict[str, Any] = {}
-    if dataset is not None:
-        kind = DATASETS.get(dataset.get("type"))
-        found = {**getattr(kind, "METAINFO", {}), **(dataset.get("metainfo") or {})}
-    if len(found.get("classes") or ()) != count:
-        loaded = load_checkpoint(checkpoint)
-        found = (loaded.get("meta") or {}).get("dataset_meta") or {}
-    classes, palette = found.get("classes") or (), found.get("palette")
+def _classes_of(model: EncoderDecoder) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the names and colours of a model's classes; those that it does not know are made up."""
+    meta, count = getattr(model, "dataset_meta", None) or {}, model.num_classes
+    classes, palette = meta.get("classes") or (), meta.get("palette")
     if len(classes) != count:
-        classes = [f"class {index}" for index in range(count)]
+        classes, palette = [f"class {index}" for index in range(count)], None
     # A dataset may name its classes anew and leave the palette of all of them.
-    if palette is None or len(palette) != count:
+    if palette is None or np.shape(palette) != (count, 3):
         palette = voc_palette(count)
     return tuple(map(str, classes)), np.array(palette, np.uint8)

@@ -8,13 +8,10 @@ import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
-from mmseg.registry import MODELS
 from torch import Tensor
 
-from ..engine.weights import load_state
 from ..models.vae import VAE
 from ..utils.cli import UsageError
-from ..utils.compat import read_state
 from ..visualization.vae_pictures import draw_grid
 
 __all__ = [
@@ -23,29 +20,12 @@ __all__ = [
     "draw_interpolations",
     "draw_reconstructions",
     "draw_samples",
-    "load_vae",
     "model_labels",
     "read_faces",
 ]
 
 #: What can be drawn.
 PICTURES = ("samples", "reconstructions", "interpolations")
-
-
-def load_vae(cfg: Config, checkpoint: str) -> VAE:
-    """Build the model of a config with the weights of a checkpoint, in evaluation mode.
-
-    Raises:
-        UsageError: If the model is no VAE.
-        CheckpointError: If the file cannot be read safely, or its weights are not those of the model.
-    """
-    init_default_scope(cfg.get("default_scope", "mmseg"))
-    state = read_state(checkpoint)
-    model = MODELS.build(cfg.model)
-    if not isinstance(model, VAE):
-        raise UsageError(f"config: samples need a VAE, got model type {type(model).__name__}")
-    load_state(model, state)
-    return model.eval()
 
 
 def check_sizes(models: Mapping[str, VAE], cfg: Config) -> None:

@@ -1,36 +1,109 @@
-"""The model of a config."""
+"""A model out of a config, its weights from one place."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from mmengine.config import Config
-from mmengine.model import BaseModel
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.model import BaseModel, revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from mmseg.registry import DATASETS
+from torch import Tensor, nn
 
+from ..utils.cli import UsageError
+from ..utils.compat import load_checkpoint, state_of
 from .console import quiet_logger
+from .runtime import leaf_datasets
+from .weights import load_state
 
-__all__ = ["build_model", "forget_pretraining"]
+__all__ = ["build_model", "class_count", "dataset_meta", "forget_pretraining", "load_model", "scope_of"]
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def build_model(cfg: Config) -> BaseModel:
-    """Build the model of a config, initialised without reading any weights, in evaluation mode."""
+def build_model(
+    cfg: Config,
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    kind: type[Model] = BaseModel,
+    pretraining: bool = False,
+    new_classes: bool = False,
+    inference: bool = False,
+) -> Model:
+    """Build the model of a config on the CPU, in evaluation mode.
+
+    It has what ``mmseg.apis.inference_model`` asks for: a copy of the config as ``cfg`` and, where the
+    config's data tell, the names and colours of its classes as ``dataset_meta``. Synchronised batch norms
+    become plain ones. The config and the process's default scope stay as they are.
+
+    Args:
+        cfg: The config.
+        state: All of its weights; None for a model that is initialised as the config says.
+        kind: What the model must be.
+        pretraining: Whether initialising may read weights that the config names, such as an ImageNet
+            encoder's.
+        new_classes: Whether the state may be for another number of classes, see
+            :func:`~pixeldcl_plugin.engine.weights.load_state`; what it does not bring is initialised.
+        inference: Whether the model is to predict only, see there too.
+
+    Raises:
+        UsageError: If the model is of another kind.
+        CheckpointError: If the state is another model's.
+    """
     cfg = copy.deepcopy(cfg)
-    forget_pretraining(cfg.model)
-    scope = cfg.get("default_scope") or "mmseg"
-    if DefaultScope.get_current_instance() is None:
-        init_default_scope(scope)  # For what is built later, such as mmseg's inference pipeline.
-    with DefaultScope.overwrite_default_scope(scope):
-        model = MODELS.build(cfg.model)
-        with quiet_logger():  # MMEngine prints three lines for every parameter.
-            model.init_weights()
+    if not pretraining:
+        forget_pretraining(cfg.model)
+    with DefaultScope.overwrite_default_scope(scope_of(cfg)):
+        model: Any = MODELS.build(cfg.model)
+        if not issubclass(type(model), kind):
+            raise UsageError(f"config: the model must be of type {kind.__name__}, got {type(model).__name__}")
+        if state is None or new_classes:
+            with quiet_logger():  # MMEngine prints three lines for every parameter.
+                model.init_weights()
+    if state is not None:
+        load_state(model, state, new_classes=new_classes, inference=inference)
+        model.is_init = True  # A Runner that is given the model must not initialise it over these.
+    model = revert_sync_batchnorm(model).eval()
+    # mmseg's inference builds the pipeline when it is called, in whatever scope the process then has.
+    for step in cfg.get("test_pipeline") or ():
+        step.setdefault("_scope_", scope_of(cfg))
     model.cfg = cfg
-    return model.eval()
+    if meta := dataset_meta(cfg):
+        model.dataset_meta = meta
+    return cast(Model, model)
+
+
+def load_model(cfg: Config, checkpoint: str | Path, kind: type[Model] = BaseModel) -> Model:
+    """Build the model of a config to predict, its weights all from a checkpoint; see :func:`build_model`.
+
+    Names and colours of the classes are the checkpoint's where the config's data do not tell them.
+
+    Raises:
+        UsageError: If the model is of another kind.
+        CheckpointError: If the file cannot be read safely, or its weights are another model's.
+    """
+    loaded = load_checkpoint(checkpoint)
+    model: Any = build_model(cfg, state_of(loaded, checkpoint), kind=kind, inference=True)
+    if not hasattr(model, "dataset_meta") and (meta := _meta_of(loaded, class_count(cfg))):
+        model.dataset_meta = meta
+    return cast(Model, model)
+
+
+def _meta_of(loaded: Any, count: int | None) -> dict[str, Any]:
+    """Return the names and colours that a checkpoint has for so many classes; empty if it has none."""
+    meta = loaded.get("meta") if isinstance(loaded, Mapping) else None
+    found = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
+    classes = found.get("classes") if isinstance(found, Mapping) else None
+    if isinstance(classes, list | tuple) and len(classes) == count:
+        return {"classes": tuple(map(str, classes)), "palette": dict(found or {}).get("palette")}
+    return {}
 
 
 def forget_pretraining(node: Any) -> None:
-    """Removes from a model's config, in place, the weights that its parts would be initialised with.
+    """Remove from a model's config, in place, the weights that its parts would be initialised with.
 
     For a model that gets all its weights from a checkpoint: building it then needs neither the files nor a
     network.
@@ -48,3 +121,26 @@ def forget_pretraining(node: Any) -> None:
     for value in node.values() if isinstance(node, dict) else node:
         if isinstance(value, dict | list | tuple):
             forget_pretraining(value)
+
+
+def scope_of(cfg: Config) -> str:
+    """Return the scope in which a config's types are looked up."""
+    return cfg.get("default_scope") or "mmseg"
+
+
+def class_count(cfg: Config) -> int | None:
+    """Return the number of classes of a config's model, or None if it has none."""
+    head = cfg.model.get("decode_head")
+    head = head[-1] if isinstance(head, list | tuple) else head  # Cascades predict with their last head.
+    return head.get("num_classes") if isinstance(head, Mapping) else None
+
+
+def dataset_meta(cfg: Config) -> dict[str, Any]:
+    """Return names and colours of the classes of a config's test data: ``classes`` and ``palette``.
+
+    Empty if the data do not tell, or are of another number of classes than the model.
+    """
+    dataset = next(leaf_datasets((cfg.get("test_dataloader") or {}).get("dataset")), {})
+    kind = DATASETS.get(dataset["type"]) if isinstance(dataset.get("type"), str) else dataset.get("type")
+    meta = {**getattr(kind, "METAINFO", {}), **(dataset.get("metainfo") or {})}
+    return meta if "classes" in meta and len(meta["classes"]) == class_count(cfg) else {}

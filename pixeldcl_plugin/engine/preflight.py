@@ -165,19 +165,25 @@ def _values_of(node: Any, key: str) -> Iterator[Any]:
 
 
 def check_weights(cfg: Config, checkpoint: str | None = None) -> None:
-    """Checks the local weight files which a config or the command line name.
+    """Check the local weight files that a model is built with.
+
+    Args:
+        cfg: The config.
+        checkpoint: The file of all its weights: those that the config names are not read then.
 
     Raises:
         UsageError: Names the missing file, the key that asks for it and, for weights that this
             repository makes, the command.
         CheckpointError: If a file that the config names holds no weights.
     """
-    wanted = [("checkpoint", checkpoint), ("load_from", cfg.get("load_from"))]
-    wanted += [
-        ("init_cfg.checkpoint", init.get("checkpoint"))
-        for init in _values_of(cfg.model, "init_cfg")
-        if isinstance(init, Mapping)
-    ]
+    wanted = [("checkpoint", checkpoint)]
+    if checkpoint is None:
+        wanted = [("load_from", cfg.get("load_from"))]
+        wanted += [
+            ("init_cfg.checkpoint", init.get("checkpoint"))
+            for init in _values_of(cfg.model, "init_cfg")
+            if isinstance(init, Mapping)
+        ]
     for key, path in wanted:
         if isinstance(path, str) and not _is_url(path) and not Path(path).expanduser().is_file():
             raise UsageError(f"{key} not found: no file {path!r} (looked in {Path.cwd()}){_hint(Path(path))}")

@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import io
+import json
 import os
 import pickle
 import re
@@ -30,12 +31,13 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.dist import all_gather_object
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from .finite import first_not_finite
 
 __all__ = [
+    "SHIPPED",
     "CheckpointError",
     "UnsafeCheckpointError",
     "enable_safe_loading",
@@ -54,6 +56,10 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "mmcv": ("onedl-mmcv", "mmcv", "mmcv-lite"),
     "mmseg": ("onedl-mmsegmentation", "mmsegmentation"),
 }
+
+
+#: What the address of weights begins with that ship with the package; MMEngine's loaders know it too.
+SHIPPED = "pixeldcl://"
 
 
 class CheckpointError(RuntimeError):
@@ -109,13 +115,17 @@ def setup() -> None:
     """Prepares what importing this package promises; to be called before its other modules load.
 
     ``_base_ = ['mmseg::...']`` finds the configs of whichever distribution is installed: MMEngine
-    looks the name up in a table that knows the original one only. And mmcv and mmseg are imported
-    without their notes on optional parts that are missing, which a user could do nothing about.
+    looks the name up in a table that knows the original one only. It does not know
+    ``'pixeldcl_plugin::...'`` at all, which finds ours. And mmcv and mmseg are imported without their
+    notes on optional parts that are missing, which a user could do nothing about.
     """
     found = installed_distribution("mmseg")
     if found is None:
         return
     MODULE2PACKAGE["mmseg"] = found[0]
+    # The module's name is the distribution's too, for names are normalised; and unlike "pixeldcl-plugin" it
+    # is found in an editable install and on PYTHONPATH as well.
+    MODULE2PACKAGE["pixeldcl_plugin"] = "pixeldcl_plugin"
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.filterwarnings("ignore", message="Fail to import ``MultiScaleDeformableAttention")
         importlib.import_module("mmcv.cnn.bricks.transformer")
@@ -213,7 +223,9 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         map_location: As in ``torch.load``.
 
     Returns:
-        What was saved: a state dict, or a dict with a ``'state_dict'`` among others.
+        What was saved: a state dict, or a dict with a ``'state_dict'`` among others. Of a ``.safetensors``
+        file the ``'state_dict'`` and a ``'meta'``, which has the ``'dataset_meta'`` (names and colours of the
+        classes) of files that this package publishes.
 
     Raises:
         CheckpointError: If the file is missing or unreadable, and as :class:`UnsafeCheckpointError` if it
@@ -238,9 +250,30 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         raise CheckpointError(f"cannot read checkpoint {str(file)!r}: {reason}") from error
 
 
-def _load_safetensors(file: Path, map_location: Any) -> dict[str, torch.Tensor]:
+def _load_safetensors(file: Path, map_location: Any) -> dict[str, Any]:
     device = map_location if isinstance(map_location, str | torch.device) else "cpu"
-    return load_file(file, device=str(device))
+    with safe_open(file, "pt", device=str(device)) as opened:
+        state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a mapping)
+        header = opened.metadata() or {}
+    # Nothing else of the header: MMEngine runs what it finds as a config in a checkpoint's meta.
+    meta = {"dataset_meta": _dataset_meta(header["dataset_meta"])} if "dataset_meta" in header else {}
+    return {"state_dict": state, "meta": meta}
+
+
+def _dataset_meta(text: str) -> dict[str, Any]:
+    """Read names and colours of classes from the header of a ``.safetensors`` file.
+
+    Raises:
+        ValueError: If they are of another form.
+    """
+    meta = json.loads(text)
+    classes, palette = (meta.get(key) if isinstance(meta, dict) else None for key in ("classes", "palette"))
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"its dataset_meta has no list of classes: {text[:80]!r}")
+    colors = np.zeros((len(classes), 3), int) if palette is None else np.array(palette)
+    if colors.shape != (len(classes), 3) or colors.dtype.kind not in "iu" or (colors != colors % 256).any():
+        raise ValueError(f"its dataset_meta has no color of 0 to 255 for each class: {text[:80]!r}")
+    return {"classes": classes, "palette": palette}
 
 
 def _unpickling_error(file: Path, message: str) -> CheckpointError:

@@ -1,1 +1,5 @@
-"""Models by name, with released weights."""
+"""Models by name, and their released weights; on import MMEngine learns to read these."""
+
+from . import loaders
+
+__all__ = ["loaders"]

@@ -78,10 +78,10 @@ def fetch(release: Release, root: ZooRoot, *, progress: bool | None = None) -> P
     if shipped.is_file():
         verify(shipped, release.sha256)
         return shipped
-    if "://" not in release.weights:
+    if release.url is None:
         raise CheckpointError(f"{release.name}: its weights are missing: no file {str(shipped)!r}")
     cached = Path(torch.hub.get_dir()) / "checkpoints" / release.file_name
-    return download(release.weights, cached, sha256=release.sha256, size=release.size, progress=progress)
+    return download(release.url, cached, sha256=release.sha256, size=release.size, progress=progress)
 
 
 def download(url: str, target: Path, *, sha256: str, size: int, progress: bool | None = None) -> Path:

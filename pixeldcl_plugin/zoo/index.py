@@ -18,6 +18,7 @@ from urllib.parse import urlparse
 import yaml
 
 from ..utils.cli import UsageError
+from ..utils.compat import SHIPPED
 from ..utils.files import write_text_whole
 
 __all__ = ["ModelIndexError", "Release", "ZooRoot", "append_release", "load_releases"]
@@ -90,7 +91,7 @@ class Release:
     Args:
         name: ``<config stem>_<date>-<first 8 hex digits of sha256>``.
         config: The config, relative to the index.
-        weights: The file relative to the index, or its URL.
+        weights: ``pixeldcl://<name>.safetensors`` for a file that ships with the package, else its URL.
         sha256: Of the file, 64 hex digits.
         size: Of the file, in bytes.
         parameters: Number of parameters of the model.
@@ -131,7 +132,12 @@ class Release:
     @property
     def file_name(self) -> str:
         """The name of the file of the weights."""
-        return PurePosixPath(urlparse(self.weights).path).name
+        return PurePosixPath(urlparse(self.weights.removeprefix(SHIPPED)).path).name
+
+    @property
+    def url(self) -> str | None:
+        """The URL of the weights; None if they ship with the package."""
+        return self.weights if "://" in self.weights.removeprefix(SHIPPED) else None
 
     def to_entry(self, collection: str) -> dict[str, Any]:
         """Return the record as an entry of ``Models`` in OpenMMLab's format."""

@@ -15,11 +15,10 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.model import BaseModel
-from mmseg.registry import DATASETS
 from torch import nn
 
-from ..engine.builder import build_model
-from ..engine.runtime import leaf_datasets, load_config
+from ..engine.builder import build_model, class_count
+from ..engine.runtime import load_config
 from ..engine.weights import load_state
 from ..utils.cli import UsageError
 from ..utils.compat import read_state
@@ -30,12 +29,11 @@ __all__ = [
     "ModelInfo",
     "NoWeightsError",
     "UnknownModelError",
-    "build_model",
-    "class_count",
     "create_model",
     "list_models",
     "load_weights",
     "model_info",
+    "released_file",
 ]
 
 
@@ -115,7 +113,7 @@ def model_info(name: str) -> ModelInfo:
 
 def create_model(
     name: str,
-    pretrained: bool = True,
+    pretrained: bool = False,
     num_classes: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     progress: bool | None = None,
@@ -143,19 +141,23 @@ def create_model(
             has its subclass in ``zoo.download`` or ``engine.weights``.
     """
     info = model_info(name)
-    if pretrained and info.release is None:
-        raise NoWeightsError(f"no weights of {name!r} are released; create it with pretrained=False")
     cfg = load_config(str(info.config), {f"model.{key}": value for key, value in (overrides or {}).items()})
-    configured = class_count(cfg)
     if num_classes is not None:
         _set_classes(cfg, num_classes)
-    model = build_model(cfg)
-    if pretrained and info.release is not None:
-        file = fetch(info.release, ZooRoot.current(), progress=progress)
-        load_state(model, read_state(file), new_classes=num_classes is not None)
-    if num_classes in (None, configured):
-        model.dataset_meta = _dataset_meta(cfg)
-    return model
+    state = read_state(released_file(info, progress=progress)) if pretrained else None
+    return build_model(cfg, state, new_classes=num_classes is not None)
+
+
+def released_file(info: ModelInfo, *, progress: bool | None = None) -> Path:
+    """Return the verified file of a model's weights.
+
+    Raises:
+        NoWeightsError: If none are released.
+        CheckpointError: As :func:`create_model`.
+    """
+    if info.release is None:
+        raise NoWeightsError(f"no weights of {info.name!r} are released")
+    return fetch(info.release, ZooRoot.current(), progress=progress)
 
 
 def load_weights(model: nn.Module, source: str | Path) -> None:
@@ -174,18 +176,8 @@ def load_weights(model: nn.Module, source: str | Path) -> None:
     if isinstance(source, Path) or source.endswith((".safetensors", ".pth")):
         file = Path(source)
     else:
-        release = model_info(source).release
-        if release is None:
-            raise NoWeightsError(f"no weights of {source!r} are released")
-        file = fetch(release, ZooRoot.current())
+        file = released_file(model_info(source))
     load_state(model, read_state(file))
-
-
-def class_count(cfg: Config) -> int | None:
-    """Return the number of classes of a config's model, or None if it has none."""
-    head = cfg.model.get("decode_head")
-    head = head[-1] if isinstance(head, list | tuple) else head  # Cascades predict with their last head.
-    return head.get("num_classes") if isinstance(head, Mapping) else None
 
 
 def _set_classes(cfg: Config, num_classes: int) -> None:
@@ -204,10 +196,3 @@ def _set_classes(cfg: Config, num_classes: int) -> None:
             node["num_classes"] = num_classes
 
     replace(cfg.model)
-
-
-def _dataset_meta(cfg: Config) -> dict[str, Any]:
-    """Return names and colours of the classes of a config's test set."""
-    dataset = next(leaf_datasets((cfg.get("test_dataloader") or {}).get("dataset")), {})
-    kind = DATASETS.get(dataset["type"]) if isinstance(dataset.get("type"), str) else None
-    return {**getattr(kind, "METAINFO", {}), **(dataset.get("metainfo") or {})}

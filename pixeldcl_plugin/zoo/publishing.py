@@ -13,18 +13,25 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmseg.models.segmentors import BaseSegmentor
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..engine.builder import build_model, class_count, dataset_meta
 from ..engine.runtime import load_config
-from ..engine.weights import load_state
 from ..utils.cli import UsageError
-from ..utils.compat import DISTRIBUTIONS, CheckpointError, installed_versions, load_checkpoint, read_state
+from ..utils.compat import (
+    DISTRIBUTIONS,
+    SHIPPED,
+    CheckpointError,
+    installed_versions,
+    load_checkpoint,
+    read_state,
+)
 from ..utils.files import written_whole
 from .index import Release, ZooRoot, append_release, load_releases
-from .models import build_model, class_count
 from .provenance import released_state, save_date, training_command
 
 __all__ = [
@@ -184,8 +191,7 @@ def publish(
     meta = meta if isinstance(meta, Mapping) else {}
     command = training_command(meta, cfg, relative, facts.command)
 
-    reference = build_model(cfg)
-    load_state(reference, state)
+    reference: BaseModel = build_model(cfg, state)
     task = facts.task or ("Semantic Segmentation" if isinstance(reference, BaseSegmentor) else None)
     if task is None:
         raise UsageError(f"--task: needed for a {type(reference).__name__}, such as 'Image Generation'")
@@ -193,7 +199,7 @@ def publish(
     folder.mkdir(parents=True, exist_ok=True)
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
-    content = save(tensors, metadata={"format": "pt"})
+    content = _in_order(save(tensors, metadata=_header(cfg, relative)))
     sha256 = hashlib.sha256(content).hexdigest()
     name = f"{Path(relative).stem}_{save_date(meta)}-{sha256[:8]}"
     file = folder / f"{name}.safetensors"
@@ -204,7 +210,8 @@ def publish(
             f"{len(content) / 1e6:.1f} MB are more than the {MAX_SHIPPED / 1e6:.0f} MB that ship "
             "with the package: say with --url where the file will be"
         )
-    weights = f"{facts.url.rstrip('/')}/{file.name}" if facts.url else _relative(file, root)
+    weights = f"{facts.url.rstrip('/')}/{file.name}" if facts.url else f"{SHIPPED}{file.name}"
+    tested = weights if facts.url else _relative(file, root)
     release = Release(
         name=name,
         config=relative,
@@ -219,8 +226,8 @@ def publish(
         metrics=facts.metrics,
         licence=facts.licence,
         command=command,
-        test_command=(facts.test_command or "").replace("{file}", weights)
-        or shlex.join(["python", "tools/test.py", relative, weights]),
+        test_command=(facts.test_command or "").replace("{file}", tested)
+        or shlex.join(["python", "tools/test.py", relative, tested]),
         seed=meta.get("seed"),
         # Of OpenMMLab's modules several distributions exist.
         versions={
@@ -237,6 +244,24 @@ def publish(
         file.unlink()
         raise
     return release, file
+
+
+def _header(cfg: Config, config: str) -> dict[str, str]:
+    """Return what a released file says of itself: its model, and the names and colours of its classes."""
+    header = {"format": "pt", "model": Path(config).stem}
+    if meta := dataset_meta(cfg):
+        header["dataset_meta"] = json.dumps({key: meta.get(key) for key in ("classes", "palette")})
+    return header
+
+
+def _in_order(content: bytes) -> bytes:
+    """Sort the metadata of a safetensors file, whose order changes: equal weights are to be equal files."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors are aligned
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def _is_published(root: ZooRoot, name: str) -> bool:
@@ -258,8 +283,7 @@ def _relative(file: Path, root: ZooRoot) -> str:
 
 
 def _check_equal(reference: nn.Module, cfg: Config, file: Path, size: tuple[int, int] | None) -> None:
-    model = build_model(cfg)
-    load_state(model, read_state(file))
+    model: BaseModel = build_model(cfg, read_state(file))
     height, width = size or cfg.get("crop_size") or (64, 64)
     wanted, found = (outputs(each, (height, width)) for each in (reference, model))
     if not wanted:

@@ -19,7 +19,7 @@ from torch import nn
 
 from pixeldcl_plugin.analysis import checkerboard as analysis
 from pixeldcl_plugin.analysis import report as report
-from pixeldcl_plugin.analysis.models import load_model, model_names, pair_models
+from pixeldcl_plugin.apis.model_arguments import read_model
 from pixeldcl_plugin.apis.segmenter import Segmenter
 from pixeldcl_plugin.evaluation.checkerboard import phase_spread
 from pixeldcl_plugin.utils.cli import UsageError
@@ -40,6 +40,10 @@ def photo(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
+def untrained(config: Path, seed: int = 0) -> Segmenter:
+    return Segmenter(read_model(str(config), untrained=True).load_segmentor(seed))
+
+
 @pytest.fixture
 def config(tiny_config: Path) -> Path:
     return tiny_config
@@ -55,7 +59,7 @@ def pixel_config(tiny_config: Path) -> Path:
 
 @pytest.fixture
 def models(config: Path, pixel_config: Path) -> list[Segmenter]:
-    return [load_model(str(path), None) for path in (config, pixel_config)]
+    return [untrained(path) for path in (config, pixel_config)]
 
 
 def test_upsamplers_are_found_as_wholes(models: list[Segmenter]) -> None:
@@ -147,28 +151,6 @@ def test_a_layer_by_itself() -> None:
         analysis.analyze_layer("x", dict(type="PixelDCLL"), (8, 4), 16)
 
 
-def test_pairs_and_names_of_models() -> None:
-    assert pair_models(["a.py", "a.pth", "mmseg::b", "c.py", "c.safetensors"]) == [
-        ("a.py", "a.pth"),
-        ("mmseg::b", None),
-        ("c.py", "c.safetensors"),
-    ]
-    for wrong in (["a.pth"], ["a.py", "a.pth", "b.pth"]):
-        with pytest.raises(UsageError, match=f"{wrong[-1]!r} does not follow a config"):
-            pair_models(wrong)
-    deconv, pixel = "unet-c16-deconv_set.py", "unet-c16-pixeldcl_set.py"
-    assert model_names([(deconv, "x.pth"), (pixel, "y.pth")]) == ["deconv", "pixeldcl"]
-    assert model_names([(deconv, "x.pth"), (pixel, None)]) == ["deconv", "pixeldcl (untrained)"]
-    stem = "unet-c16-deconv_set"
-    assert model_names([(deconv, "x.pth"), (deconv, "y.pth")]) == [f"{stem} (x)", f"{stem} (y)"]
-
-
-def test_untrained_models_depend_on_the_seed_alone(config: Path) -> None:
-    first, same, other = (load_model(str(config), None, seed).model.state_dict() for seed in (3, 3, 4))
-    assert all(torch.equal(first[key], same[key]) for key in first)
-    assert any(not torch.equal(first[key], other[key]) for key in first)
-
-
 def test_zoom_finds_the_boundaries() -> None:
     labels = np.zeros((90, 120), np.uint8)
     labels[50:70, 80:100] = 1
@@ -234,11 +216,14 @@ def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         (["--layer", "PixelDCL", "--layer-options", "kernel=4"], "unexpected keyword argument 'kernel'"),
         (["absent.py", "--images", str(ROOT / "docs/images")], "no config file 'absent.py'"),
         (["a.pth", "--images", str(ROOT / "docs/images")], "'a.pth' does not follow a config"),
-        (["a.py", "--images", "absent"], "no image found for 'absent'"),
-        (["a.py", "--names", "x", "y", "--images", str(ROOT / "docs/images")], "2 names for 1 models"),
+        (["CONFIG", "--images", "absent"], "no image found for 'absent'"),
+        (["CONFIG", "--names", "x", "y", "--images", str(ROOT / "docs/images")], "2 names for 1 models"),
     ],
 )
-def test_mistakes_are_one_line_and_code_2(main, tmp_path: Path, args: list[str], message: str) -> None:
+def test_mistakes_are_one_line_and_code_2(
+    main, tmp_path: Path, config: Path, args: list[str], message: str
+) -> None:
+    args = [str(config) if arg == "CONFIG" else arg for arg in args]
     code, _, errors = main(*args, "--out", tmp_path / "out")
     assert code == 2
     assert errors.startswith("error: ")
@@ -273,7 +258,7 @@ def test_broken_image_is_named(main, tmp_path: Path, config: Path) -> None:
 def test_command_on_models(run_tool: Run, tmp_path: Path, config: Path, pixel_config: Path) -> None:
     for index in range(3):
         cv2.imwrite(str(tmp_path / f"photo_{index}.png"), photo(index))
-    model = load_model(str(pixel_config), None, seed=5)
+    model = untrained(pixel_config, seed=5)
     torch.save(dict(state_dict=model.model.state_dict()), tmp_path / "weights.pth")
     out = tmp_path / "out"
     result = run_tool(

@@ -18,6 +18,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from pixeldcl_plugin.apis import export
+from pixeldcl_plugin.engine.builder import load_model
 from pixeldcl_plugin.layers import pixel_dcl as layers
 from pixeldcl_plugin.utils.cli import UsageError
 from pixeldcl_plugin.utils.compat import CheckpointError
@@ -299,11 +300,11 @@ def save(path: Path, content: Any) -> str:
     return str(path)
 
 
-def test_load_segmentor(segmentor: EncoderDecoder, tmp_path: Path) -> None:
+def test_load_model(segmentor: EncoderDecoder, tmp_path: Path) -> None:
     cfg = Config(dict(model=model_config(UPSAMPLERS["PixelDCL"], num_stages=2)))
     cfg.model.backbone.norm_cfg = dict(type="SyncBN")  # has no CPU kernel
     for content in (segmentor.state_dict(), dict(state_dict=segmentor.state_dict(), meta={})):
-        loaded = export.load_segmentor(cfg, save(tmp_path / "weights.pth", content))
+        loaded = load_model(cfg, save(tmp_path / "weights.pth", content), EncoderDecoder)
         assert not loaded.training
         assert not any(isinstance(module, nn.SyncBatchNorm) for module in loaded.modules())
         x = images(1, 3, 8, 12)
@@ -311,23 +312,23 @@ def test_load_segmentor(segmentor: EncoderDecoder, tmp_path: Path) -> None:
         torch.testing.assert_close(actual, expected)
 
 
-def test_load_segmentor_refuses_other_weights(segmentor: EncoderDecoder, tmp_path: Path) -> None:
+def test_load_model_refuses_other_weights(segmentor: EncoderDecoder, tmp_path: Path) -> None:
     cfg = Config(dict(model=model_config(UPSAMPLERS["IPixelDCL"], num_stages=2)))
     state = segmentor.state_dict()
     with pytest.raises(CheckpointError, match=r"of another model: the file lacks .*weight_from_x") as caught:
-        export.load_segmentor(cfg, save(tmp_path / "weights.pth", state))
+        load_model(cfg, save(tmp_path / "weights.pth", state))
     assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError, match="holds no state dict"):
-        export.load_segmentor(cfg, save(tmp_path / "list.pth", [1, 2]))
+        load_model(cfg, save(tmp_path / "list.pth", [1, 2]))
     with pytest.raises(CheckpointError, match="refused"):
-        export.load_segmentor(cfg, save(tmp_path / "code.pth", dict(state_dict=print)))
+        load_model(cfg, save(tmp_path / "code.pth", dict(state_dict=print)))
 
 
-def test_load_segmentor_refuses_other_models(tmp_path: Path) -> None:
+def test_load_model_refuses_other_models(tmp_path: Path) -> None:
     init_default_scope("mmseg")
     cfg = Config(dict(model=dict(type="SegDataPreProcessor")))
-    with pytest.raises(UsageError, match="only EncoderDecoder models are supported, got SegDataPreProcessor"):
-        export.load_segmentor(cfg, save(tmp_path / "weights.pth", {}))
+    with pytest.raises(UsageError, match="the model must be of type EncoderDecoder, got SegDataPreProcessor"):
+        load_model(cfg, save(tmp_path / "weights.pth", {}), EncoderDecoder)
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -394,7 +395,8 @@ def test_command_fails_when_parity_does(
     [
         (dict(config="absent.py"), "no config file 'absent.py'"),
         (dict(checkpoint="absent.pth"), "no file 'absent.pth'"),
-        (dict(checkpoint=__file__), "cannot read checkpoint"),
+        (dict(checkpoint="README.md"), "cannot read checkpoint"),
+        (dict(checkpoint=__file__), "needs a checkpoint after it"),
         (dict(out="absent/model.pt2"), "there is no folder 'absent'"),
         (dict(out="model.onnx"), "ends in '.pt2'"),
         (dict(shape=(9, 8)), "multiples of 2"),

@@ -19,7 +19,7 @@ from PIL import Image
 
 from pixeldcl_plugin import Segmenter
 from pixeldcl_plugin.apis import gallery
-from pixeldcl_plugin.apis.gallery import Samples, default_names
+from pixeldcl_plugin.apis.gallery import Samples
 from pixeldcl_plugin.utils.cli import UsageError
 from pixeldcl_plugin.visualization.disagreement import Column, Window, disagreement, disagreement_window
 from pixeldcl_plugin.visualization.gallery_figure import draw
@@ -175,15 +175,6 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         draw([column()], ["a"], CLASSES, PALETTE)
 
 
-def test_models_are_named_by_what_differs() -> None:
-    assert default_names(["x/unet-c16-deconv-k4_fcn.py", "unet-c16-pixeldcl_fcn.py"]) == [
-        "deconv-k4",
-        "pixeldcl",
-    ]
-    assert default_names(["unet_fcn.py", "unet-pixeldcl_fcn.py"]) == ["unet_fcn", "pixeldcl"]
-    assert default_names(["unet_fcn.py"]) == ["unet_fcn"]
-
-
 def test_the_command_writes_a_picture_once(tool: Tool, models: list[Path], tmp_path: Path) -> None:
     config, one, other = models
     out = tmp_path / "gallery.png"
@@ -205,7 +196,7 @@ def test_the_command_writes_a_picture_once(tool: Tool, models: list[Path], tmp_p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--names", "a", "b"], "2 names for 1 checkpoints"),
+        (["--names", "a", "b"], "2 names for 1 models"),
         (["--out", "x.jpg"], "does not end in .png"),
         (["--out", "absent/x.png"], "there is no folder"),
         (["--count", "0"], "must be at least 1"),

@@ -20,6 +20,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from pixeldcl_plugin.apis import vae_gallery
 from pixeldcl_plugin.engine import console
+from pixeldcl_plugin.engine.builder import load_model
 from pixeldcl_plugin.engine.runtime import load_config
 from pixeldcl_plugin.models.vae import VAE
 from pixeldcl_plugin.utils.cli import UsageError
@@ -27,6 +28,7 @@ from pixeldcl_plugin.visualization.vae_pictures import draw_grid
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs/lfw_faces/vae_pixeldcl_1xb16-1k_lfw-64x64.py"
+RELEASED = "vae_pixeldcl_1xb64-5k_celeba64-64x64"
 DECONV = ROOT / "configs/lfw_faces/vae_deconv-k4_1xb16-1k_lfw-64x64.py"
 FAMILIES = ["celeba", "celeba64", "lfw_faces"]
 UPSAMPLERS = {"deconv-k4": "DeconvModule", "ipixeldcl": "IPixelDCL", "pixeldcl": "PixelDCL"}
@@ -242,12 +244,12 @@ def test_sample_draws_all_pictures_of_several_models(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([CONFIG], "expected pairs of CONFIG CHECKPOINT, got 1"),
+        ([CONFIG], "needs a checkpoint after it"),
         ([CONFIG, "none.pth"], "no file 'none.pth'"),
         ([CONFIG, "none.pth", "--columns", 0], "--columns must be at least 1, got 0"),
         ([CONFIG, "none.pth", "--columns", 1], "an interpolation has at least 2 pictures"),
         ([CONFIG, "none.pth", "--seed", -1], "--seed must be at least 0"),
-        ([CONFIG, CONFIG, "--labels", "a", "b"], "--labels: expected 1 different names"),
+        ([RELEASED, "--labels", "a", "b"], "--labels: expected 1 different names"),
     ],
 )
 def test_sample_explains_what_is_wrong(arguments: list, message: str, sample: Run, tmp_path: Path) -> None:
@@ -261,5 +263,5 @@ def test_sample_explains_what_is_wrong(arguments: list, message: str, sample: Ru
 def test_sample_refuses_what_is_no_vae(tmp_path: Path) -> None:
     cfg = load_config(str(ROOT / "configs/camvid/unet-s5-d16-c16-pixeldcl_fcn_1xb8-1k_camvid-160x128.py"))
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pth")
-    with pytest.raises(UsageError, match="samples need a VAE, got model type EncoderDecoder"):
-        vae_gallery.load_vae(cfg, str(tmp_path / "a.pth"))
+    with pytest.raises(UsageError, match="the model must be of type VAE, got EncoderDecoder"):
+        load_model(cfg, tmp_path / "a.pth", VAE)

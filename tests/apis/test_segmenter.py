@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope, init_default_scope
 from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 import pixeldcl_plugin
 from pixeldcl_plugin import Segmenter
 from pixeldcl_plugin.apis.tiling import Block, blocks, interpolate
+from pixeldcl_plugin.engine.builder import load_model
 from pixeldcl_plugin.utils.cli import UsageError
 from pixeldcl_plugin.utils.compat import CheckpointError
 from pixeldcl_plugin.utils.label_maps import VOID_COLOR, colorize, save_index_png
@@ -361,3 +363,48 @@ def test_a_whole_picture_needs_no_resizing() -> None:
 
 def test_the_package_offers_it() -> None:
     assert pixeldcl_plugin.Segmenter is Segmenter
+
+
+# --- what it takes --------------------------------------------------------------------------------
+
+
+def test_a_model_and_its_config_with_checkpoint_are_one(make: Make, config: Config, checkpoint: Path) -> None:
+    image = picture(40, 56)
+    expected = make()(image)
+    model = load_model(config, checkpoint)
+    given = Segmenter(model)
+    assert given.model is model
+    assert given.classes == ("dark", "red", "blue")
+    np.testing.assert_array_equal(given(image), expected)
+
+
+def test_neither_config_nor_scope_change(
+    config: Config, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DefaultScope, "_instance_dict", OrderedDict())
+    cfg = config.copy()
+    cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint="absent.pth")
+    before = cfg.pretty_text
+    segmenter = Segmenter(cfg, checkpoint, "cpu")
+    segmenter(picture(32, 32))
+    assert cfg.pretty_text == before
+    assert DefaultScope.get_current_instance() is None
+
+
+def test_what_is_no_model_is_one_line(config: Config, checkpoint: Path, tmp_path: Path) -> None:
+    model = load_model(config, checkpoint)
+    bare = load_model(config, checkpoint)
+    del bare.cfg
+    file = tmp_path / "tiny.py"
+    file.write_text(config.pretty_text)
+    for arguments, message in (
+        ((config,), "a config needs a checkpoint"),
+        ((file,), "needs a checkpoint after it"),
+        ((model, checkpoint), "a model brings its weights"),
+        ((bare,), "expected an EncoderDecoder with its config as cfg"),
+        ((torch.nn.Conv2d(3, 3, 1),), "expected an EncoderDecoder with its config as cfg, got Conv2d"),
+        (("no-such-model",), "there is no model 'no-such-model'"),
+    ):
+        with pytest.raises(UsageError, match=message) as caught:
+            Segmenter(*arguments)
+        assert "\n" not in str(caught.value)

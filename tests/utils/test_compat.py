@@ -134,7 +134,8 @@ def test_load_reads_safetensors(tmp_path: Path) -> None:
     save_file = pytest.importorskip("safetensors.torch").save_file
     save_file({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
     loaded = compat.load_checkpoint(tmp_path / "model.safetensors")
-    assert torch.equal(loaded["weight"], torch.ones(2))
+    assert torch.equal(loaded["state_dict"]["weight"], torch.ones(2))
+    assert loaded["meta"] == {}
 
 
 class Call:

@@ -17,6 +17,7 @@ import yaml
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.registry import HOOKS
+from mmengine.runner.checkpoint import CheckpointLoader
 from released import FACTS, MODEL, UPSAMPLED, config_file, make_root, release, save_checkpoint, tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -70,7 +71,10 @@ def test_the_command_writes_a_file_and_its_record(
 
     # Tensors of the model, all of them, and nothing else.
     with safe_open(file, "pt") as opened:
-        assert opened.metadata() == {"format": "pt"}
+        meta = opened.metadata()
+    classes = dict(classes=["dark", "red", "blue"], palette=[[9, 9, 9], [200, 0, 0], [0, 0, 200]])
+    assert meta == {"format": "pt", "model": MODEL, "dataset_meta": json.dumps(classes)}
+    assert CheckpointLoader.load_checkpoint(str(file), logger=None)["meta"] == {"dataset_meta": classes}
     written, wanted = load_file(file), model.state_dict()
     assert written.keys() == wanted.keys()
     assert all(torch.equal(written[name], wanted[name]) for name in wanted)
@@ -79,13 +83,13 @@ def test_the_command_writes_a_file_and_its_record(
     assert record.sha256 == digest
     assert record.size == file.stat().st_size
     assert record.config == f"configs/tiny/{MODEL}.py"
-    assert record.weights == f"checkpoints/{file.name}"
+    assert record.weights == f"pixeldcl://{file.name}"
     assert record.metrics == {"aAcc": 80.0, "mIoU": 12.34}
     assert (record.data, record.evaluated_on, record.licence) == ("tiny", "tiny val", "for tests: no use")
     assert (record.seed, record.classes) == (3, 3)
     assert record.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert record.command == f"python tools/train.py {record.config} --seed 3"
-    assert record.test_command == f"python tools/test.py {record.config} {record.weights}"
+    assert record.test_command == f"python tools/test.py {record.config} checkpoints/{file.name}"
     assert record.versions["torch"] == torch.__version__
     assert record.versions.keys() == {"pixeldcl_plugin", "torch", "mmengine", "mmcv", "mmseg"}
 
@@ -260,7 +264,7 @@ def test_refusals_leave_nothing_behind(
         publish.publish(str(bare), config, FACTS, root=root)
     diverged = {name: value * torch.nan for name, value in model.state_dict().items()}
     torch.save({"state_dict": diverged}, bare)
-    with pytest.raises(CheckpointError, match="not finite"):
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
         publish.publish(str(bare), config, dataclasses.replace(FACTS, command="x"), root=root)
     # A file that is written wrongly is found out by what the model answers with it.
     with monkeypatch.context() as patch:

@@ -88,7 +88,7 @@ def test_names_of_configs_are_unique() -> None:
 
 
 def test_a_model_is_its_released_weights(root: ZooRoot) -> None:
-    model = create_model(MODEL)
+    model = create_model(MODEL, pretrained=True)
     assert not model.training
     wanted = tiny_model(root).state_dict()
     for name, tensor in model.state_dict().items():
@@ -112,7 +112,8 @@ def test_the_newest_release_is_meant_unless_one_is_named(root: ZooRoot) -> None:
     name = "decode_head.conv_seg.weight"
     for asked, seed in ((MODEL, 1), (first.name, 0), (second.name, 1)):
         assert torch.equal(
-            create_model(asked).state_dict()[name], tiny_model(root, seed=seed).state_dict()[name]
+            create_model(asked, pretrained=True).state_dict()[name],
+            tiny_model(root, seed=seed).state_dict()[name],
         )
     # A later date counts more than a later publication.
     replace_release(root, MODEL, name=first.name.replace("_20260102-", "_20270102-"),
@@ -127,7 +128,11 @@ def test_unknown_names_and_models_without_weights(root: ZooRoot) -> None:
         model_info("///")
     (name,) = list_models("unet-s5-d16-c16-pixeldcl_*camvid*")
     assert model_info(name).release is None
-    for call in (create_model, lambda name: load_weights(tiny_model(root), name)):
+    assert not create_model(name).training, "without weights, unless they are asked for, as timm's"
+    for call in (
+        lambda name: create_model(name, pretrained=True),
+        lambda name: load_weights(tiny_model(root), name),
+    ):
         with pytest.raises(NoWeightsError, match=r"no weights of .* are released"):
             call(name)
 
@@ -143,7 +148,7 @@ def test_a_model_without_weights_reads_none(root: ZooRoot, monkeypatch: pytest.M
 
 
 def test_initialisation_is_not_printed(root: ZooRoot, capfd: pytest.CaptureFixture[str]) -> None:
-    create_model(MODEL)
+    create_model(MODEL, pretrained=True)
     output = capfd.readouterr()
     assert output.out + output.err == ""
 
@@ -160,8 +165,8 @@ def test_initialisation_is_not_printed(root: ZooRoot, capfd: pytest.CaptureFixtu
     ],
 )
 def test_other_classes_initialise_the_last_layer_only(root: ZooRoot, name: str, kept: set[str]) -> None:
-    released = create_model(name)
-    model = create_model(name, num_classes=5)
+    released = create_model(name, pretrained=True)
+    model = create_model(name, num_classes=5, pretrained=True)
     own = released.state_dict()
     for key, tensor in model.state_dict().items():
         if any(key.startswith(prefix) for prefix in kept):
@@ -173,7 +178,7 @@ def test_other_classes_initialise_the_last_layer_only(root: ZooRoot, name: str, 
     assert 0 < weight.std() < 0.05, "mmseg's initialisation of the last layer, 0.01"
     assert model(torch.rand(1, 3, 32, 32), mode="tensor").shape[1] == 5
     assert not hasattr(model, "dataset_meta"), "the names of the classes are no longer these"
-    same = create_model(name, num_classes=3).state_dict()
+    same = create_model(name, num_classes=3, pretrained=True).state_dict()
     assert all(torch.equal(tensor, own[key]) for key, tensor in same.items())
 
 
@@ -224,10 +229,10 @@ def test_a_changed_config_is_noticed(root: ZooRoot) -> None:
     config = root.config_files()[MODEL]
     config.write_text(config.read_text() + 'model["decode_head"]["num_classes"] = 4\n')
     with pytest.raises(ClassCountError, match="for 3 classes and the model has 4"):
-        create_model(MODEL)
+        create_model(MODEL, pretrained=True)
     config.write_text(config.read_text() + 'model["backbone"]["base_channels"] = 8\n')
     with pytest.raises(CheckpointError):
-        create_model(MODEL)
+        create_model(MODEL, pretrained=True)
 
 
 class _Evil:
@@ -248,7 +253,7 @@ def test_an_unsafe_pickle_is_refused_even_if_the_index_vouches_for_it(root: ZooR
     shutil.copy(tmp_path / "evil.pth", root.checkpoints / f"{name}.pth")
     replace_release(root, MODEL, name=name, sha256=digest, weights=f"checkpoints/{name}.pth")
     with pytest.raises(UnsafeCheckpointError, match=r"refused checkpoint .* could run code"):
-        create_model(MODEL)
+        create_model(MODEL, pretrained=True)
     # Under the name of a safe format it is not opened as a pickle.
     disguised = tmp_path / "disguised.safetensors"
     disguised.write_bytes(pickle.dumps(_Evil(witness)))
@@ -269,10 +274,10 @@ def test_a_tampered_file_is_not_opened(root: ZooRoot, monkeypatch: pytest.Monkey
     file.write_bytes(content)
     monkeypatch.setattr(compat, "load_checkpoint", lambda path: pytest.fail("the file was opened"))
     with pytest.raises(HashMismatchError, match="not the released file and was not opened"):
-        create_model(MODEL)
+        create_model(MODEL, pretrained=True)
     file.unlink()
     with pytest.raises(CheckpointError, match="its weights are missing: no file"):
-        create_model(MODEL)
+        create_model(MODEL, pretrained=True)
 
 
 # --- downloads -----------------------------------------------------------------------------------
@@ -334,12 +339,12 @@ def leftovers(target: Path) -> set[str]:
 
 
 def test_a_file_is_downloaded_once(served: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    create_model(MODEL, progress=True)
+    create_model(MODEL, progress=True, pretrained=True)
     bar = capsys.readouterr().err
     assert served.stem in bar.replace("\n", "")
     assert "100%" in bar or "kB" in bar or "MB" in bar
     assert leftovers(served) == {served.name}
-    create_model(MODEL)
+    create_model(MODEL, pretrained=True)
     assert len(server.requests) == 1
     assert capsys.readouterr().err == "", "no bar where stderr is no terminal"
 
@@ -357,10 +362,10 @@ def test_who_wants_the_same_file_waits_for_the_first(server: Server, tmp_path: P
 def test_a_truncated_download_leaves_nothing(served: Path, server: Server) -> None:
     server.stop_after = 10_000
     with pytest.raises(TruncatedDownloadError, match=r"ended after 10000 of \d+ bytes.*call again"):
-        create_model(MODEL)
+        create_model(MODEL, pretrained=True)
     assert leftovers(served) == set()
     server.stop_after = None
-    create_model(MODEL)
+    create_model(MODEL, pretrained=True)
     assert leftovers(served) == {served.name}
     assert served.read_bytes() == (server.folder / served.name).read_bytes()
 
@@ -369,7 +374,7 @@ def test_what_a_killed_process_left_is_cleared(served: Path, server: Server) -> 
     served.parent.mkdir(parents=True)
     for name in (f".partial-{served.name}", f".partial-{served.name}.0123.partial"):
         served.with_name(name).write_bytes(bytes(100))
-    create_model(MODEL)
+    create_model(MODEL, pretrained=True)
     assert len(server.requests) == 1
     assert leftovers(served) == {served.name}
 
@@ -379,18 +384,18 @@ def test_a_server_with_other_files(served: Path, server: Server) -> None:
     content = source.read_bytes()
     source.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(HashMismatchError, match="does not serve the released file; what came was deleted"):
-        create_model(MODEL)
+        create_model(MODEL, pretrained=True)
     assert leftovers(served) == set()
     source.write_bytes(content + bytes(1000))
     with pytest.raises(HashMismatchError, match="does not serve the released file"):
-        create_model(MODEL)
+        create_model(MODEL, pretrained=True)
     assert leftovers(served) == set()
     source.unlink()
     with pytest.raises(DownloadError, match="404"):
-        create_model(MODEL)
+        create_model(MODEL, pretrained=True)
     served.write_bytes(content[:-1])
     with pytest.raises(HashMismatchError, match=f"{served.name}' is not the released file"):
-        create_model(MODEL)
+        create_model(MODEL, pretrained=True)
 
 
 def test_addresses_that_cannot_be_reached(tmp_path: Path) -> None:
@@ -424,7 +429,7 @@ def test_every_release_is_there_and_loads(record: Release) -> None:
         assert file_sha256(file) == record.sha256
     assert (REAL.folder / record.config).is_file()
     assert record.metrics
-    model = create_model(record.name)
+    model = create_model(record.name, pretrained=True)
     assert sum(parameter.numel() for parameter in model.parameters()) == record.parameters
 
 
@@ -433,7 +438,7 @@ def test_the_index_lists_every_metafile() -> None:
     metafiles = {f.relative_to(REAL.folder).as_posix() for f in REAL.folder.glob("configs/*/metafile.yaml")}
     assert set(index["Import"]) == metafiles
     shipped = {file.name for file in REAL.checkpoints.glob("*.safetensors")}
-    assert shipped == {r.file_name for r in RELEASED if "://" not in r.weights}
+    assert shipped == {r.file_name for r in RELEASED if r.url is None}
 
 
 def test_the_functions_are_public() -> None:
