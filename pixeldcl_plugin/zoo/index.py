@@ -27,6 +27,19 @@ INDEX, METAFILE = "model-index.yml", "metafile.yaml"
 #: Environment variable: a folder with an index of its own, in place of the package's.
 ROOT_VARIABLE = "PIXELDCL_ZOO"
 _HEADER = "# Written by tools/publish.py.\n"
+#: What of a release stands in its ``Metadata``, under which key.
+_METADATA = {
+    "data": "Training Data",
+    "parameters": "Parameters",
+    "classes": "Classes",
+    "sha256": "SHA256",
+    "size": "Size",
+    "licence": "Licence Note",
+    "command": "Training Command",
+    "test_command": "Test Command",
+    "seed": "Seed",
+    "versions": "Versions",
+}
 _PAPER = {"Title": "Pixel Deconvolutional Networks", "URL": "https://arxiv.org/abs/1705.06820"}
 
 
@@ -145,18 +158,7 @@ class Release:
             "Name": self.name,
             "In Collection": collection,
             "Config": self.config,
-            "Metadata": {
-                "Training Data": self.data,
-                "Parameters": self.parameters,
-                "Classes": self.classes,
-                "SHA256": self.sha256,
-                "Size": self.size,
-                "Licence Note": self.licence,
-                "Training Command": self.command,
-                "Test Command": self.test_command,
-                "Seed": self.seed,
-                "Versions": dict(self.versions),
-            },
+            "Metadata": {key: getattr(self, field) for field, key in _METADATA.items()},
             "Results": [{"Task": self.task, "Dataset": self.evaluated_on, "Metrics": dict(self.metrics)}],
             "Weights": self.weights,
         }
@@ -175,19 +177,10 @@ class Release:
                 name=entry["Name"],
                 config=entry["Config"],
                 weights=entry["Weights"],
-                sha256=metadata["SHA256"],
-                size=metadata["Size"],
-                parameters=metadata["Parameters"],
-                classes=metadata["Classes"],
                 task=result["Task"],
-                data=metadata["Training Data"],
                 evaluated_on=result["Dataset"],
                 metrics=result["Metrics"],
-                licence=metadata["Licence Note"],
-                command=metadata["Training Command"],
-                test_command=metadata["Test Command"],
-                seed=metadata["Seed"],
-                versions=metadata["Versions"],
+                **{field: metadata[key] for field, key in _METADATA.items()},
             )
             release._check()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
