@@ -17,11 +17,6 @@ class CamVidDataset(BaseSegDataset):
     """CamVid in the layout ``{split}/*.jpg``, ``{split}annot/*.png`` with labels 0-10 and 11 for void.
 
     Void pixels are handed on as 255, which losses and metrics ignore.
-
-    Args:
-        img_suffix: Suffix of the images.
-        seg_map_suffix: Suffix of the labels.
-        **kwargs: As ``mmseg.datasets.BaseSegDataset`` takes them.
     """
 
     METAINFO: ClassVar[dict[str, Any]] = dict(
@@ -52,9 +47,6 @@ class CamVidDataset(BaseSegDataset):
             [0, 128, 192],
         ],
     )
-
-    def __init__(self, img_suffix: str = ".jpg", seg_map_suffix: str = ".png", **kwargs: Any) -> None:
-        super().__init__(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, **kwargs)
 
     @classmethod
     def get_label_map(cls, new_classes: Any = None) -> dict[int, int]:
