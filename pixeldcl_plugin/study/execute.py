@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..engine import console, preflight, runtime
 from ..evaluation.checkerboard import nyquist_energy
+from ..utils.cli import UsageError, notify
 from ..utils.compat import enable_safe_loading, installed_versions
 from ..utils.files import write_text_whole
 from ..visualization.reports import read_scalars
@@ -153,7 +154,7 @@ def execute(study: Study, run: Run, work_dir: str | Path) -> dict[str, Any]:
     cfg.work_dir = str(folder)
     timer = _StepTimer()
     with preflight.claimed_work_dir(cfg):
-        preflight.prepare_work_dir(cfg, "auto", overwrite=False)
+        _prepare(cfg)
         runtime.add_training_hooks(cfg)
         runner = runtime.build_runner(cfg)
         runner.register_hook(timer, priority="VERY_LOW")
@@ -184,6 +185,20 @@ def execute(study: Study, run: Run, work_dir: str | Path) -> dict[str, Any]:
     row = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
     write_text_whole(folder / RESULT, json.dumps(row, indent=1))
     return row
+
+
+def _prepare(cfg: Config) -> None:
+    """Resume what is in the work dir; start anew where none of its checkpoints is whole.
+
+    Such a run has nothing to lose, and would keep its study from ever ending.
+    """
+    try:
+        preflight.find_resume_point(Path(cfg.work_dir))
+    except UsageError:
+        notify(f"warning: no checkpoint in {cfg.work_dir} is whole: starting anew")
+        preflight.prepare_work_dir(cfg, None, overwrite=True)
+    else:
+        preflight.prepare_work_dir(cfg, "auto", overwrite=False)
 
 
 def validation_history(work_dir: str | Path, metric: str = "mIoU") -> dict[int, float]:

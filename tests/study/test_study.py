@@ -482,6 +482,21 @@ def test_times_on_a_gpu_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timer.seconds[0] >= 0.05
 
 
+def test_a_run_whose_only_checkpoint_is_half_starts_anew(
+    raw: dict[str, Any], tmp_path: Path, run_tool: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    folder = tmp_path / "work/pixeldcl_seed1"
+    folder.mkdir(parents=True)
+    for name in ("iter_2.pth", ".partial-iter_4.pth"):
+        (folder / name).write_bytes(b"PK\x03\x04 the beginning of a checkpoint")
+    (folder / "last_checkpoint").write_text(str(folder / "iter_2.pth"))
+    command = (ROOT / "tools/study.py", _write(raw, tmp_path), "--work-dir", tmp_path / "work")
+    done = run_tool(*command, "--run", "pixeldcl_seed1")
+    assert done.returncode == 0, done.stderr
+    assert "is whole: starting anew" in done.stderr
+    assert json.loads((folder / "result.json").read_text())["iterations"] == 4
+
+
 @pytest.mark.slow
 def test_a_killed_study_goes_on_where_it_was(raw: dict[str, Any], tmp_path: Path) -> None:
     raw["arms"]["pixeldcl"]["seeds"] = [0]
