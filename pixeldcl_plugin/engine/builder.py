@@ -14,7 +14,7 @@ from mmseg.registry import DATASETS
 from torch import Tensor, nn
 
 from ..utils.cli import UsageError
-from ..utils.compat import load_checkpoint, state_of
+from ..utils.compat import CheckpointError, check_dataset_meta, load_checkpoint, state_of
 from .console import quiet_logger
 from .runtime import leaf_datasets
 from .weights import load_state
@@ -87,19 +87,26 @@ def load_model(cfg: Config, checkpoint: str | Path, kind: type[Model] = BaseMode
     """
     loaded = load_checkpoint(checkpoint)
     model: Any = build_model(cfg, state_of(loaded, checkpoint), kind=kind, inference=True)
-    if not hasattr(model, "dataset_meta") and (meta := _meta_of(loaded, class_count(cfg))):
+    if not hasattr(model, "dataset_meta") and (meta := _meta_of(loaded, checkpoint, class_count(cfg))):
         model.dataset_meta = meta
     return cast(Model, model)
 
 
-def _meta_of(loaded: Any, count: int | None) -> dict[str, Any]:
-    """Return the names and colours that a checkpoint has for so many classes; empty if it has none."""
+def _meta_of(loaded: Any, checkpoint: str | Path, count: int | None) -> dict[str, Any]:
+    """Return the names and colours that a checkpoint has for so many classes; empty if it has none.
+
+    Raises:
+        CheckpointError: If it has something else in their place.
+    """
     meta = loaded.get("meta") if isinstance(loaded, Mapping) else None
     found = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
-    classes = found.get("classes") if isinstance(found, Mapping) else None
-    if isinstance(classes, list | tuple) and len(classes) == count:
-        return {"classes": tuple(map(str, classes)), "palette": dict(found or {}).get("palette")}
-    return {}
+    if found is None or (isinstance(found, Mapping) and found.get("classes") is None):
+        return {}
+    try:
+        checked = check_dataset_meta(found)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {str(checkpoint)!r}: {error}") from error
+    return checked if len(checked["classes"]) == count else {}
 
 
 def forget_pretraining(node: Any) -> None:

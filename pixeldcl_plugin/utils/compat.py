@@ -17,6 +17,7 @@ import json
 import os
 import pickle
 import re
+import reprlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -40,6 +41,7 @@ __all__ = [
     "SHIPPED",
     "CheckpointError",
     "UnsafeCheckpointError",
+    "check_dataset_meta",
     "enable_safe_loading",
     "installed_distribution",
     "load_checkpoint",
@@ -256,23 +258,31 @@ def _load_safetensors(file: Path, map_location: Any) -> dict[str, Any]:
         state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a mapping)
         header = opened.metadata() or {}
     # Nothing else of the header: MMEngine runs what it finds as a config in a checkpoint's meta.
-    meta = {"dataset_meta": _dataset_meta(header["dataset_meta"])} if "dataset_meta" in header else {}
+    meta = (
+        {"dataset_meta": check_dataset_meta(json.loads(header["dataset_meta"]))}
+        if "dataset_meta" in header
+        else {}
+    )
     return {"state_dict": state, "meta": meta}
 
 
-def _dataset_meta(text: str) -> dict[str, Any]:
-    """Read names and colours of classes from the header of a ``.safetensors`` file.
+def check_dataset_meta(meta: Any) -> dict[str, Any]:
+    """Return the names and colours of classes that a checkpoint holds, and nothing else.
 
     Raises:
         ValueError: If they are of another form.
     """
-    meta = json.loads(text)
-    classes, palette = (meta.get(key) if isinstance(meta, dict) else None for key in ("classes", "palette"))
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ValueError(f"its dataset_meta has no list of classes: {text[:80]!r}")
-    colors = np.zeros((len(classes), 3), int) if palette is None else np.array(palette)
+    classes, palette = (meta.get(k) if isinstance(meta, Mapping) else None for k in ("classes", "palette"))
+    shown = " ".join(reprlib.repr(meta).split())
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"its dataset_meta has no list of classes: {shown}")
+    palette = None if isinstance(palette, list | tuple) and not palette else palette
+    try:
+        colors = np.zeros((len(classes), 3), int) if palette is None else np.array(palette)
+    except ValueError:  # a ragged list
+        colors = np.zeros(0)
     if colors.shape != (len(classes), 3) or colors.dtype.kind not in "iu" or (colors != colors % 256).any():
-        raise ValueError(f"its dataset_meta has no color of 0 to 255 for each class: {text[:80]!r}")
+        raise ValueError(f"its dataset_meta has no color of 0 to 255 for each class: {shown}")
     return {"classes": classes, "palette": palette}
 
 

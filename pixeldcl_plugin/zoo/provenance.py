@@ -38,7 +38,9 @@ def released_state(loaded: Any, checkpoint: str, ema: bool | None) -> dict[str, 
     """
     state = state_of(loaded, checkpoint)
     last = loaded.get("ema_state_dict")
-    if last is None:
+    if last is not None:
+        last = state_of({"state_dict": last}, checkpoint)
+    else:
         if ema:
             raise UsageError(f"--ema: checkpoint {checkpoint!r} holds no averaged weights")
         return state
@@ -70,8 +72,9 @@ def _assignments(text: str) -> dict[str, str]:
     text = text.replace("'SyncBN'", "'BN'")
     try:
         body = ast.parse(text).body
-    except SyntaxError as error:
-        raise CheckpointError(f"the checkpoint's config cannot be read: {error}") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # what a parser gives up with
+        reason = str(error) or type(error).__name__
+        raise CheckpointError(f"the checkpoint's config cannot be read: {reason}") from error
     return {
         node.targets[0].id: ast.dump(node.value)
         for node in body
@@ -90,7 +93,11 @@ def training_command(meta: Mapping[str, Any], cfg: Config, config: str, given: s
 
     Raises:
         UsageError: If it was another model, or nobody knows what was called.
+        CheckpointError: If the config or the seed is none.
     """
+    seed = meta.get("seed")
+    if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**32):
+        raise CheckpointError("the checkpoint's meta.seed is no seed: a whole number below 2**32")
     text = meta.get("cfg")
     if isinstance(text, str) and text:
         changes = training_changes(text, cfg)
@@ -103,8 +110,8 @@ def training_command(meta: Mapping[str, Any], cfg: Config, config: str, given: s
             )
     elif given is None:
         raise UsageError("the checkpoint does not say how it was trained: give the command with --command")
-    seed = ["--seed", str(meta["seed"])] if meta.get("seed") is not None else []
-    return given or shlex.join(["python", "tools/train.py", config, *seed])
+    option = ["--seed", str(seed)] if seed is not None else []
+    return given or shlex.join(["python", "tools/train.py", config, *option])
 
 
 def save_date(meta: Mapping[str, Any]) -> str:

@@ -199,6 +199,21 @@ def test_classes_are_the_checkpoints_where_the_config_has_no_data(
     named = Segmenter(cfg, tmp_path / "named.pth")
     assert named.classes == ("a", "b", "c")
     assert named.palette.tolist() == [[1, 1, 1], [2, 2, 2], [3, 3, 3]]
+    colors: list[object] = [
+        "text",
+        5,
+        [[1]],
+        [[1, 1, 300]] * 3,
+        [[1, 1, -1]] * 3,
+        [[1, 1, "x"]] * 3,
+        [1, 2, 3],
+    ]
+    damaged: list[object] = [dict(classes=("a", "b", "c"), palette=palette) for palette in colors]
+    damaged += ["text", 5, [1], dict(classes="abc"), dict(classes=[1, 2, 3])]
+    for meta in damaged:
+        torch.save({**saved, "meta": dict(dataset_meta=meta)}, tmp_path / "damaged.pth")
+        with pytest.raises(CheckpointError, match=r"damaged\.pth': its dataset_meta has no"):
+            Segmenter(cfg, tmp_path / "damaged.pth")
 
 
 # --- refusals -------------------------------------------------------------------------------------

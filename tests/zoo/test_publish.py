@@ -243,6 +243,29 @@ def test_the_config_in_a_checkpoint_is_not_run(root: ZooRoot, tmp_path: Path) ->
         provenance.training_changes("model = (", Config.fromfile(config_file(root)))
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        dict(meta=dict(cfg="model = " + "(" * 10**4)),
+        dict(meta=dict(cfg="model = 1\0")),
+        dict(meta=dict(cfg="model = " + "-" * 10**5 + "1")),
+        dict(meta=dict(seed="text")),
+        dict(meta=dict(seed=-1)),
+        dict(ema_state_dict=[1, 2]),
+        dict(ema_state_dict={1: torch.ones(1)}),
+        dict(state_dict={1: torch.ones(1)}),
+    ],
+)
+def test_damaged_checkpoints_are_not_published(damage: dict[str, Any], root: ZooRoot) -> None:
+    file = save_checkpoint(root, root.folder / "damaged.pth", tiny_model(root), **damage)
+    before = contents(root)
+    for ema in (None, False, True):
+        with pytest.raises((CheckpointError, UsageError)) as refusal:
+            publish.publish(str(file), str(config_file(root, MODEL)), FACTS, ema=ema, root=root)
+        assert "\n" not in str(refusal.value)
+    assert contents(root) == before
+
+
 def test_refusals_leave_nothing_behind(
     root: ZooRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit_files: Callable[[int], Any]
 ) -> None:
