@@ -328,7 +328,7 @@ def test_load_model_refuses_other_models(tmp_path: Path) -> None:
     init_default_scope("mmseg")
     cfg = Config(dict(model=dict(type="SegDataPreProcessor")))
     with pytest.raises(UsageError, match="the model must be of type EncoderDecoder, got SegDataPreProcessor"):
-        load_model(cfg, save(tmp_path / "weights.pth", {}), EncoderDecoder)
+        load_model(cfg, save(tmp_path / "weights.pth", {"a": torch.zeros(1)}), EncoderDecoder)
 
 
 # --- the command ---------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from torch import nn
 from pixeldcl_plugin.engine.builder import build_model, load_model
 from pixeldcl_plugin.engine.weights import WrongArchitectureError
 from pixeldcl_plugin.utils.cli import UsageError
+from pixeldcl_plugin.utils.compat import CheckpointError
 
 
 @pytest.fixture
@@ -66,8 +67,12 @@ def test_a_checkpoint_tells_the_classes_where_the_config_does_not(cfg: Config, t
     torch.save(dict(state_dict=state, meta=dict(dataset_meta=meta)), tmp_path / "own.pth")
     assert load_model(cfg, tmp_path / "own.pth").dataset_meta["classes"] == ("dark", "red", "blue")
     cfg.pop("test_dataloader")
-    assert load_model(cfg, tmp_path / "own.pth").dataset_meta["classes"] == ("a", "b", "c")
-    for damaged in (None, 3, dict(classes=3), dict(classes=["a"]), dict()):
+    assert list(load_model(cfg, tmp_path / "own.pth").dataset_meta["classes"]) == ["a", "b", "c"]
+    for damaged in (3, dict(classes=3)):
+        torch.save(dict(state_dict=state, meta=dict(dataset_meta=damaged)), tmp_path / "own.pth")
+        with pytest.raises(CheckpointError, match="its dataset_meta has no list of classes"):
+            load_model(cfg, tmp_path / "own.pth")
+    for damaged in (None, dict(classes=["a"]), dict()):
         torch.save(dict(state_dict=state, meta=dict(dataset_meta=damaged)), tmp_path / "own.pth")
         assert not hasattr(load_model(cfg, tmp_path / "own.pth"), "dataset_meta")
 
