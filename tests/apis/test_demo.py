@@ -228,6 +228,10 @@ def test_a_picture_is_dropped_on_the_page(
         all_of("#upload input[type=file]", 1)[0].send_keys(str(file))
 
     browser.get(url)
+    # An example is a picture like any other, and so it may be too large here.
+    all_of("#examples img", 3)[0].click()
+    WebDriverWait(browser, 60).until(lambda _: "451 x 300 pixels" in browser.page_source)
+    browser.refresh()
     # A picture beyond the limit is refused in words, and the page goes on.
     Image.new("RGB", (200, 100)).save(tmp_path / "large.png")
     drop(tmp_path / "large.png")
