@@ -106,7 +106,8 @@ def _meta_of(loaded: Any, checkpoint: str | Path, count: int | None) -> dict[str
         checked = check_dataset_meta(found)
     except ValueError as error:
         raise CheckpointError(f"checkpoint {str(checkpoint)!r}: {error}") from error
-    return checked if len(checked["classes"]) == count else {}
+    classes = tuple(checked["classes"])
+    return {**checked, "classes": classes} if len(classes) == count else {}
 
 
 def forget_pretraining(node: Any) -> None:

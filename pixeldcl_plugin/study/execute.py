@@ -20,6 +20,7 @@ from mmengine.runner import Runner
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..engine import console, preflight, runtime
+from ..engine.hooks import ReplaceRunHook
 from ..evaluation.checkerboard import nyquist_energy
 from ..utils.cli import UsageError, notify
 from ..utils.compat import enable_safe_loading, installed_versions
@@ -154,10 +155,11 @@ def execute(study: Study, run: Run, work_dir: str | Path) -> dict[str, Any]:
     cfg.work_dir = str(folder)
     timer = _StepTimer()
     with preflight.claimed_work_dir(cfg):
-        _prepare(cfg)
+        earlier = _prepare(cfg)
         runtime.add_training_hooks(cfg)
         runner = runtime.build_runner(cfg)
         runner.register_hook(timer, priority="VERY_LOW")
+        runner.register_hook(ReplaceRunHook(earlier))
         runner.train()
     scores = _score(runner, cfg)
     # A run that was killed between its last checkpoint and the validation after it has not logged that one.
@@ -187,18 +189,22 @@ def execute(study: Study, run: Run, work_dir: str | Path) -> dict[str, Any]:
     return row
 
 
-def _prepare(cfg: Config) -> None:
+def _prepare(cfg: Config) -> list[Path]:
     """Resume what is in the work dir; start anew where none of its checkpoints is whole.
 
     Such a run has nothing to lose, and would keep its study from ever ending.
+
+    Returns:
+        The files that the new start replaces.
     """
     try:
         preflight.find_resume_point(Path(cfg.work_dir))
     except UsageError:
         notify(f"warning: no checkpoint in {cfg.work_dir} is whole: starting anew")
         preflight.prepare_work_dir(cfg, None, overwrite=True)
-    else:
-        preflight.prepare_work_dir(cfg, "auto", overwrite=False)
+        return preflight.written_files(cfg)
+    preflight.prepare_work_dir(cfg, "auto", overwrite=False)
+    return []
 
 
 def validation_history(work_dir: str | Path, metric: str = "mIoU") -> dict[int, float]:

@@ -67,14 +67,14 @@ def test_a_checkpoint_tells_the_classes_where_the_config_does_not(cfg: Config, t
     torch.save(dict(state_dict=state, meta=dict(dataset_meta=meta)), tmp_path / "own.pth")
     assert load_model(cfg, tmp_path / "own.pth").dataset_meta["classes"] == ("dark", "red", "blue")
     cfg.pop("test_dataloader")
-    assert list(load_model(cfg, tmp_path / "own.pth").dataset_meta["classes"]) == ["a", "b", "c"]
+    assert load_model(cfg, tmp_path / "own.pth").dataset_meta["classes"] == ("a", "b", "c")
+    for silent in (None, dict(classes=None, palette=[]), dict(classes=["a"]), dict()):
+        torch.save(dict(state_dict=state, meta=dict(dataset_meta=silent)), tmp_path / "own.pth")
+        assert not hasattr(load_model(cfg, tmp_path / "own.pth"), "dataset_meta")
     for damaged in (3, dict(classes=3)):
         torch.save(dict(state_dict=state, meta=dict(dataset_meta=damaged)), tmp_path / "own.pth")
-        with pytest.raises(CheckpointError, match="its dataset_meta has no list of classes"):
+        with pytest.raises(CheckpointError, match=r"own\.pth': its dataset_meta has no list of classes"):
             load_model(cfg, tmp_path / "own.pth")
-    for damaged in (None, dict(classes=["a"]), dict()):
-        torch.save(dict(state_dict=state, meta=dict(dataset_meta=damaged)), tmp_path / "own.pth")
-        assert not hasattr(load_model(cfg, tmp_path / "own.pth"), "dataset_meta")
 
 
 def test_pretraining_is_read_only_where_it_is_asked_for(cfg: Config) -> None:
