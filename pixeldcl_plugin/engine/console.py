@@ -74,6 +74,7 @@ _HIDDEN_WARNINGS = (
     "The draw is False, it means that the hook",
     "The shape of value will convert from",
     "`broadcast_buffers` is deprecated",
+    "``build_loss`` would be deprecated",
     "Setting OMP_NUM_THREADS environment variable",
     "Setting MKL_NUM_THREADS environment variable",
 )

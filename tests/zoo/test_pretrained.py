@@ -134,6 +134,7 @@ def test_refuses_an_incomplete_state_dict(weights: dict[str, Tensor], tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+@needs_package
 def test_a_full_disk_is_named_and_nothing_stays(
     weights: dict[str, Tensor], tmp_path: Path, limit_files: Callable[[int], Any]
 ) -> None:
