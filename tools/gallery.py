@@ -19,7 +19,7 @@ import pixeldcl_plugin
 from pixeldcl_plugin.apis import gallery
 from pixeldcl_plugin.apis.model_arguments import ModelArgument, add_models, model_names, read_models
 from pixeldcl_plugin.apis.segmenter import usable_device
-from pixeldcl_plugin.engine import console, preflight
+from pixeldcl_plugin.engine import console, data_check
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
 from pixeldcl_plugin.utils.files import written_whole
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
     enable_safe_loading()
     device = usable_device(args.device)
     models = check(args)
-    preflight.check_data(models[0].cfg, args.split)
+    data_check.check_data(models[0].cfg, args.split)
     segmenters = [pixeldcl_plugin.Segmenter(model.load_segmentor(), device=device) for model in models]
     for segmenter, model in zip(segmenters, models, strict=True):
         if segmenter.classes != segmenters[0].classes:

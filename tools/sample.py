@@ -17,7 +17,7 @@ from pathlib import Path
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
 from pixeldcl_plugin.apis import vae_gallery
 from pixeldcl_plugin.apis.model_arguments import add_models, read_models
-from pixeldcl_plugin.engine import console, preflight
+from pixeldcl_plugin.engine import console, data_check, preflight
 from pixeldcl_plugin.models.vae import VAE
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
@@ -67,7 +67,7 @@ def sample(args: argparse.Namespace) -> None:
     if "samples" in args.pictures:
         figures["samples"] = vae_gallery.draw_samples(models, args.columns, args.rows, args.seed)
     if {"reconstructions", "interpolations"} & set(args.pictures):
-        preflight.check_data(cfgs[0], "test")
+        data_check.check_data(cfgs[0], "test")
         if "reconstructions" in args.pictures:
             faces = vae_gallery.read_faces(cfgs[0], args.columns)
             figures["reconstructions"] = vae_gallery.draw_reconstructions(models, faces)

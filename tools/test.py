@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
 from pixeldcl_plugin.apis.model_arguments import add_models, read_one_model
-from pixeldcl_plugin.engine import builder, console, preflight, runtime
+from pixeldcl_plugin.engine import builder, console, data_check, preflight, runtime, settings
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
 from pixeldcl_plugin.utils.files import writing_to
@@ -44,7 +44,8 @@ def test(args: argparse.Namespace) -> None:
     cfg.load_from, cfg.resume = model.checkpoint, False
     runtime.set_work_dir(cfg, model.config, args.work_dir)
     runtime.set_randomness(cfg, args.seed)
-    preflight.check_data(cfg, "test")
+    settings.check_settings(cfg, "test", options=args.cfg_options)
+    data_check.check_data(cfg, "test", read=args.data_check)
     builder.forget_pretraining(cfg.model)
     for flag, folder in (("--out", args.out), ("--show-dir", args.show_dir)):
         preflight.check_output_dir(flag, folder, args.overwrite)

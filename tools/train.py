@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
-from pixeldcl_plugin.engine import console, preflight, runtime
+from pixeldcl_plugin.engine import console, data_check, preflight, runtime, settings
 from pixeldcl_plugin.engine.hooks import ReplaceRunHook
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.compat import enable_safe_loading
@@ -55,8 +55,8 @@ def train(args: argparse.Namespace) -> None:
     if args.amp:
         runtime.enable_amp(cfg)
     notes = runtime.adapt_to_hardware(cfg)
-    preflight.check_upsamplers(cfg)
-    preflight.check_data(cfg, "train", "val")
+    settings.check_settings(cfg, "train", "val", options=args.cfg_options)
+    data_check.check_data(cfg, "train", "val", read=args.data_check)
     preflight.check_weights(cfg)
     with preflight.claimed_work_dir(cfg), writing_to(cfg.work_dir):
         preflight.prepare_work_dir(cfg, args.resume, args.overwrite)

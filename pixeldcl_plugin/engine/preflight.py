@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import inspect
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,17 +16,17 @@ from ..utils.compat import CheckpointError, load_for_mmengine
 from ..utils.files import claimed
 from .builder import build_model
 from .resume_point import ResumePoint, read_resume_point, written_names
-from .runtime import leaf_datasets
 from .weights import check_state
 
 __all__ = [
     "ResumePoint",
-    "check_data",
     "check_output_dir",
     "check_upsamplers",
     "check_weights",
     "claimed_work_dir",
     "find_resume_point",
+    "hint_to_make",
+    "is_url",
     "prepare_work_dir",
     "written_files",
 ]
@@ -44,93 +43,16 @@ _MADE_BY = {
 _NUMBERED = re.compile(r"(?:iter|epoch)_(\d+)\.pth")
 
 
-def _is_url(path: str) -> bool:
+def is_url(path: str) -> bool:
+    """Tell whether a path is one of a remote backend."""
     return "://" in path
 
 
-def _hint(path: Path) -> str:
+def hint_to_make(path: Path) -> str:
     """Says which command makes a missing file or folder, if one of this repository does."""
     posix = path.as_posix()
     command = next((made for part, made in _MADE_BY.items() if part in posix), None)
     return f"; make it with: {command}" if command else ""
-
-
-# --- data ----------------------------------------------------------------------------------------
-
-
-def check_data(cfg: Config, split: str, *more: str) -> None:
-    """Checks that the files which the dataloaders of some splits need are there.
-
-    Args:
-        cfg: The config.
-        split: ``'train'``, ``'val'`` or ``'test'``; the config must define it.
-        more: Others, which are skipped where the config does not define them.
-
-    Raises:
-        UsageError: Names the first path that is missing, where it was looked for and, for data
-            that this repository makes, the command.
-    """
-    if cfg.get(f"{split}_dataloader") is None or cfg.get(f"{split}_cfg") is None:
-        raise UsageError(f"the config defines no {split}_dataloader or no {split}_cfg")
-    for name in (split, *more):
-        loader = cfg.get(f"{name}_dataloader")
-        if isinstance(loader, Mapping):
-            for dataset in leaf_datasets(loader.get("dataset")):
-                _check_dataset(dataset, name)
-
-
-def _check_dataset(dataset: Mapping[str, Any], split: str) -> None:
-    root = dataset.get("data_root") or ""
-    if _is_url(root) or (dataset.get("backend_args") or {}).get("backend", "local") != "local":
-        return
-    if root:
-        _require(Path(root), "data_root", dataset, split)
-    ann_file = dataset.get("ann_file") or ""
-    if isinstance(ann_file, str) and ann_file:
-        _require(Path(root, ann_file), "ann_file", dataset, split)
-    for key, prefix in (dataset.get("data_prefix") or {}).items():
-        if isinstance(prefix, str) and prefix and not _is_url(prefix):
-            _require(Path(root, prefix), f"data_prefix.{key}", dataset, split)
-    _require_image(dataset, Path(root), ann_file, split)
-
-
-def _require(path: Path, key: str, dataset: Mapping[str, Any], split: str) -> None:
-    if path.exists():
-        return
-    raise UsageError(
-        f"{split} data of {dataset.get('type')} not found: no {path.as_posix()!r} "
-        f"({key}; looked in {Path.cwd()}){_hint(path)}"
-    )
-
-
-def _require_image(dataset: Mapping[str, Any], root: Path, ann_file: Any, split: str) -> None:
-    """Checks for a first image: a sampler over an empty dataset never returns."""
-    prefix = (dataset.get("data_prefix") or {}).get("img_path")
-    suffix = dataset.get("img_suffix") or _default(dataset.get("type"), "img_suffix")
-    if not isinstance(prefix, str) or not isinstance(suffix, str) or not isinstance(ann_file, str):
-        return
-    images = root / prefix
-    if ann_file and not ann_file.endswith(".txt"):
-        return
-    if ann_file:
-        lines = (root / ann_file).read_text().split("\n", 1)
-        name = lines[0].strip() + suffix
-        if name == suffix:
-            raise UsageError(f"{split} data: {(root / ann_file).as_posix()!r} lists no image")
-        _require(images / name, f"the first of {ann_file}", dataset, split)
-    elif next(images.rglob(f"*{suffix}"), None) is None:
-        raise UsageError(f"{split} data: no image *{suffix} in {images.as_posix()!r}")
-
-
-def _default(kind: Any, parameter: str) -> Any:
-    """Returns the default of a dataset class's parameter, or None if there is none."""
-    from mmseg.registry import DATASETS
-
-    for cls in inspect.getmro(DATASETS.get(kind) or object) if isinstance(kind, str) else ():
-        found = inspect.signature(cls).parameters.get(parameter) if cls is not object else None
-        if found is not None and found.default is not inspect.Parameter.empty:
-            return found.default
-    return None
 
 
 # --- model ---------------------------------------------------------------------------------------
@@ -185,9 +107,10 @@ def check_weights(cfg: Config, checkpoint: str | None = None) -> None:
             if isinstance(init, Mapping)
         ]
     for key, path in wanted:
-        if isinstance(path, str) and not _is_url(path) and not Path(path).expanduser().is_file():
-            raise UsageError(f"{key} not found: no file {path!r} (looked in {Path.cwd()}){_hint(Path(path))}")
-        if isinstance(path, str) and not _is_url(path) and key != "checkpoint":  # which its reader checks
+        if isinstance(path, str) and not is_url(path) and not Path(path).expanduser().is_file():
+            hint = hint_to_make(Path(path))
+            raise UsageError(f"{key} not found: no file {path!r} (looked in {Path.cwd()}){hint}")
+        if isinstance(path, str) and not is_url(path) and key != "checkpoint":  # which its reader checks
             load_for_mmengine(path)
 
 

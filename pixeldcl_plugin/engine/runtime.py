@@ -89,7 +89,8 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     try:
         cfg.merge_from_dict(dict(options or {}))
     except (KeyError, TypeError, IndexError) as error:
-        raise UsageError(f"--cfg-options do not fit config {path!r}: {error}") from error
+        reason = str(error).strip("\"'").partition(" [")[0]  # MMEngine shows the whole list.
+        raise UsageError(f"--cfg-options do not fit config {path!r}: {reason}") from error
     for loader in (cfg.get(f"{stage}_dataloader") for stage in ("train", "val", "test")):
         if isinstance(loader, dict) and loader.get("num_workers") == 0 and "persistent_workers" in loader:
             loader["persistent_workers"] = False  # there are none to keep, and torch refuses

@@ -51,6 +51,9 @@ class _PixelUpsample(UpsampleLayer):
     ) -> None:
         super().__init__()
         check_positive(in_channels=in_channels, out_channels=out_channels)
+        switches = dict(efficient=efficient, checkerboard_free=checkerboard_free, separable=separable)
+        for name, value in switches.items():
+            check_choice(name, value, (True, False))
         if separable and groups not in (1, "out_channels", out_channels):
             raise ValueError(
                 f"separable=True makes every map channel by channel, got groups={groups!r}; leave it out"

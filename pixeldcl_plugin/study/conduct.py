@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from ..engine import preflight
+from ..engine import data_check, preflight
 from ..utils.cli import UsageError, notify
 from .execute import fingerprint, run_config
 from .plan import Run, Study
@@ -65,7 +65,7 @@ def check_runs(study: Study, runs: Iterable[Run]) -> dict[str, Config]:
     configs = {run.key: run_config(study, run) for run in runs}
     for cfg in configs.values():
         preflight.check_upsamplers(cfg)
-        preflight.check_data(cfg, "train", "val")
+        data_check.check_data(cfg, "train", "val")
         preflight.check_weights(cfg)
     return configs
 

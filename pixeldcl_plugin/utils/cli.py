@@ -9,10 +9,8 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from argparse import ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 from typing import Any
 from urllib.error import URLError
@@ -20,6 +18,7 @@ from urllib.error import URLError
 from mmengine.config import DictAction
 
 from .compat import CheckpointError
+from .config_errors import explain
 
 __all__ = [
     "UsageError",
@@ -102,10 +101,8 @@ def _user_message(error: BaseException) -> str | None:
         if error.errno in _REFUSED:
             where = "" if error.filename is None else f"{os.fsdecode(error.filename)!r}: "
             return f"{where}{error.strerror}"
-    if isinstance(error, KeyError | TypeError | ValueError) and _is_config_error(error):
-        # MMEngine adds general advice and a link after the first sentence.
-        return f"config: {str(error.args[0]).partition('. Please')[0]}"
-    return None
+    reason = explain(error)
+    return None if reason is None else f"config: {reason}"
 
 
 @contextlib.contextmanager
@@ -137,20 +134,6 @@ def _interruptible(received: list[int], *names: str) -> Iterator[None]:
 def _is_failed_download(error: OSError) -> bool:
     # The hub's errors derive from OSError in several ways; their module is what they have in common.
     return isinstance(error, URLError) or type(error).__module__.startswith("huggingface_hub")
-
-
-def _is_config_error(error: BaseException) -> bool:
-    """Tells whether building from a config failed for what the config asks for.
-
-    A call with wrong arguments fails in the frame of the caller, which is the registry's; an
-    error inside a constructor has a further frame. Constructors of this package raise ValueError
-    for values that they do not accept.
-    """
-    files = [Path(f.filename).as_posix() for f in traceback.extract_tb(error.__traceback__)]
-    if isinstance(error, ValueError):
-        built = any("mmengine/registry" in file for file in files)
-        return built and Path(files[-1]).is_relative_to(Path(__file__).parents[1])
-    return "mmengine/registry" in files[-1]
 
 
 class _ConfigOptions(DictAction):
@@ -190,6 +173,12 @@ def add_common_arguments(parser: ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="settings that override the config's, such as model.backbone.base_channels=32, "
         "key=\"[a,b]\" or key='[(a,b),(c,d)]' without spaces",
+    )
+    parser.add_argument(
+        "--no-data-check",
+        dest="data_check",
+        action="store_false",
+        help="do not read every image and label map before the start",
     )
     parser.add_argument("--seed", type=_seed, help="random seed (default: the config's)")
     parser.add_argument(

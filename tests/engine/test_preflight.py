@@ -17,56 +17,6 @@ from pixeldcl_plugin.utils.compat import CheckpointError
 ROOT = Path(__file__).parents[2]
 
 
-def test_check_data_accepts_what_is_there(tiny_config: Path) -> None:
-    preflight.check_data(runtime.load_config(str(tiny_config)), "train", "val", "test", "other")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"data_root": "no/such"}, r"train data .*no 'no/such' \(data_root; looked in"),
-        ({"ann_file": "no.txt"}, r"no '.*/no\.txt' \(ann_file"),
-        ({"data_prefix.seg_map_path": "Nope"}, r"no '.*/Nope' \(data_prefix\.seg_map_path"),
-        ({"img_suffix": ".png"}, r"no '.*/train_0\.png' \(the first of"),
-        ({"img_suffix": ".png", "ann_file": ""}, r"no image \*\.png in '.*JPEGImages'"),
-        (
-            {"data_root": ".cache/photo_mosaic"},
-            "photo_mosaic.py --out .cache/photo_mosaic",
-        ),
-        ({"data_root": "", "ann_file": ".cache/coco128/coco128.txt"}, "--out .cache/coco128"),
-    ],
-)
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_check_data_says_what_is_missing(
-    tiny_config: Path, options: dict, message: str, wrapped: bool,
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    options = {f"train_dataloader.dataset.{key}": value for key, value in options.items()}
-    cfg = runtime.load_config(str(tiny_config), options)
-    if wrapped:
-        inner = cfg.train_dataloader.dataset
-        repeat = dict(type="RepeatDataset", times=3, dataset=inner)
-        cfg.train_dataloader.dataset = dict(type="ConcatDataset", datasets=[repeat])
-    preflight.check_data(cfg, "val")
-    with pytest.raises(UsageError, match=message):
-        preflight.check_data(cfg, "train", "val")
-
-
-def test_check_data_finds_an_empty_list(tiny_config: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty.txt").touch()
-    options = {"val_dataloader.dataset.ann_file": str(tmp_path / "empty.txt")}
-    with pytest.raises(UsageError, match=r"val data: '.*empty\.txt' lists no image"):
-        preflight.check_data(runtime.load_config(str(tiny_config), options), "val")
-
-
-def test_check_data_leaves_remote_data_to_its_backend() -> None:
-    remote = dict(data_root="s3://bucket", data_prefix=dict(img_path="a"))
-    other = dict(data_root="no/such", backend_args=dict(backend="petrel"))
-    for dataset in (remote, other):
-        preflight.check_data(Config(dict(train_dataloader=dict(dataset=dataset), train_cfg={})), "train")
-
-
 def test_check_upsamplers(tiny_config: Path) -> None:
     cfg = runtime.load_config(str(tiny_config))
     preflight.check_upsamplers(cfg)

@@ -58,8 +58,8 @@ class FailsInside:
 @pytest.mark.parametrize(
     ("fail", "message"),
     [
-        (lambda: MODELS.build(dict(type="NoSuchModel")), "NoSuchModel is not in the"),
-        (lambda: MODELS.build(dict(type="FailsInside", heigth=1)), "keyword argument 'heigth'"),
+        (lambda: MODELS.build(dict(type="NoSuchModel")), "no model is registered as 'NoSuchModel'"),
+        (lambda: MODELS.build(dict(type="FailsInside", heigth=1)), "takes no 'heigth'; it takes width"),
         (lambda: MODELS.build(dict(type="FailsInside")), "'width'"),
         (lambda: MODELS.build(dict(type="PixelDCL", in_channels=3, out_channels=4, kernel_size=2)), "2"),
         (lambda: preflight.check_weights(Config(dict(model={}, load_from="no.pth"))), "no.pth"),
