@@ -41,7 +41,7 @@ from pixeldcl_plugin.visualization.pictures import read_image
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Measure and draw the checkerboard of layers or models.")
     about = "CONFIG CHECKPOINT, the NAME of a released model, or a CONFIG alone for an untrained one"
     add_models(parser, nargs="*", help=about)
@@ -69,7 +69,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> tuple[Path, Path]:
-    """Checks the request before any work; returns the files to write."""
+    """Check the request before any work; return the files to write."""
     if bool(args.models) == bool(args.layer):
         raise cli.UsageError("give either configs or --layer")
     if len(args.channels) > 2 or min(args.channels) < 1:
@@ -90,7 +90,7 @@ def check(args: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def analyze_layers(args: argparse.Namespace) -> list[Analysis]:
-    """Analyzes the layers that the command line names."""
+    """Analyze the layers that the command line names."""
     init_default_scope("mmseg")
     channels = (args.channels[0], args.channels[-1])
     analyses = []
@@ -104,7 +104,7 @@ def analyze_layers(args: argparse.Namespace) -> list[Analysis]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Analyzes as the command line says."""
+    """Analyze as the command line says."""
     console.quiet_warnings()
     enable_safe_loading()
     record_file, figure_file = check(args)
@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command."""
+    """Run the command."""
     args = parse_args(argv)
     with cli.user_errors():
         run(args)

@@ -19,7 +19,7 @@ from pixeldcl_plugin.zoo import pretrained
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--out",
@@ -32,7 +32,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Converts as the command line says."""
+    """Convert as the command line says."""
     console.quiet_warnings()
     if args.out.exists() and not args.overwrite:
         raise cli.UsageError(f"--out {str(args.out)!r} exists: choose another one or add --overwrite")
@@ -45,7 +45,7 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command."""
+    """Run the command."""
     args = parse_args(argv)
     with cli.user_errors():
         convert(args)

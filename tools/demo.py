@@ -27,7 +27,7 @@ from pixeldcl_plugin.utils.compat import enable_safe_loading
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Compare two models on dropped pictures.")
     add_models(parser, "--models", required=True)
     parser.add_argument("--names", nargs=2, metavar="NAME", help="of the models (default: by the configs)")
@@ -45,7 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Serves the page until it is interrupted."""
+    """Serve the page until it is interrupted."""
     console.quiet_warnings()
     enable_safe_loading()
     if args.max_megabytes < 1 or args.max_pixels < 1:
@@ -78,7 +78,7 @@ def serve(args: argparse.Namespace, store: demo_server.Store) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command."""
+    """Run the command."""
     args = parse_args(argv)
     with cli.user_errors("the same command serves the page again", "SIGTERM", "SIGHUP"):
         run(args)

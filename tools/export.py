@@ -24,7 +24,7 @@ from pixeldcl_plugin.utils.compat import enable_safe_loading
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Export a model to ONNX or torch.export.")
     add_models(parser)
     parser.add_argument("--format", choices=export.FORMATS, required=True)
@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Exports as the command line says."""
+    """Export as the command line says."""
     console.quiet_warnings()
     enable_safe_loading()
     export.check_request(args.out, args.format, args.overwrite)
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command."""
+    """Run the command."""
     args = parse_args(argv)
     with cli.user_errors():
         try:

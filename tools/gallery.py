@@ -27,7 +27,7 @@ from pixeldcl_plugin.visualization import gallery_figure
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Draw the predictions of several checkpoints.")
     add_models(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".png file")
@@ -57,7 +57,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> list[ModelArgument]:
-    """Checks the command line; returns the models."""
+    """Check the command line; return the models."""
     if args.count < 1 or args.pool < 1:
         raise cli.UsageError(f"--count and --pool must be at least 1, got {args.count} and {args.pool}")
     if not 0 <= args.inset <= 1:
@@ -79,7 +79,7 @@ def check(args: argparse.Namespace) -> list[ModelArgument]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draws as the command line says."""
+    """Draw as the command line says."""
     console.quiet_warnings()
     enable_safe_loading()
     device = usable_device(args.device)
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command."""
+    """Run the command."""
     args = parse_args(argv)
     with cli.user_errors():
         run(args)

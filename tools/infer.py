@@ -29,7 +29,7 @@ from pixeldcl_plugin.utils.compat import enable_safe_loading
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Segment pictures with a trained model.")
     add_models(parser)
     parser.add_argument("images", help="a file, a folder, or a glob in quotes such as 'shots/**/*.jpg'")
@@ -53,7 +53,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def infer(args: argparse.Namespace) -> int:
-    """Segments as the command line says; returns how many images failed."""
+    """Segment as the command line says; return how many images failed."""
     console.quiet_warnings()
     enable_safe_loading()
     if args.resume and args.overwrite:
@@ -97,7 +97,7 @@ def infer(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command."""
+    """Run the command."""
     args = parse_args(argv)
     with cli.user_errors("the same command with --resume does the pictures that are left"):
         failed = infer(args)

@@ -21,7 +21,7 @@ from pixeldcl_plugin.zoo import publishing as publish
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Publish a checkpoint in the model zoo.")
     parser.add_argument("checkpoint", help=".pth or .safetensors file")
     parser.add_argument("config", help="config file in configs/<folder>/")
@@ -66,7 +66,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Publishes as the command line says."""
+    """Publish as the command line says."""
     console.quiet_warnings()
     enable_safe_loading()
     facts = publish.Facts(
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command."""
+    """Run the command."""
     args = parse_args(argv)
     with cli.user_errors():
         run(args)

@@ -25,7 +25,7 @@ from pixeldcl_plugin.utils.files import written_whole
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Draw samples, reconstructions and interpolations of VAEs.")
     add_models(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
@@ -49,7 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def sample(args: argparse.Namespace) -> None:
-    """Draws as the command line says."""
+    """Draw as the command line says."""
     console.quiet_warnings()
     enable_safe_loading()
     for name, least in (("columns", 1), ("rows", 1), ("pairs", 1), ("seed", 0)):
@@ -82,7 +82,7 @@ def sample(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command."""
+    """Run the command."""
     args = parse_args(argv)
     with cli.user_errors("run the same command again, with --overwrite where pictures were written already"):
         sample(args)

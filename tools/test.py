@@ -21,7 +21,7 @@ from pixeldcl_plugin.utils.files import writing_to
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Evaluate a checkpoint on a config's test data.")
     add_models(parser)
     cli.add_common_arguments(parser)
@@ -35,7 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def test(args: argparse.Namespace) -> None:
-    """Evaluates as the command line says."""
+    """Evaluate as the command line says."""
     console.quiet_warnings()
     enable_safe_loading()
     model = read_one_model(args.models, options=args.cfg_options)
@@ -67,7 +67,7 @@ def test(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command."""
+    """Run the command."""
     args = parse_args(argv)
     with cli.user_errors("run the same command again, with --overwrite where results were written already"):
         test(args)

@@ -22,7 +22,7 @@ from pixeldcl_plugin.visualization import reports
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Train a model of a config.")
     parser.add_argument("config", help="config file, or mmseg::PATH for one that mmseg ships")
     cli.add_common_arguments(parser)
@@ -45,7 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Trains as the command line says."""
+    """Train as the command line says."""
     console.quiet_warnings()
     enable_safe_loading()
     cfg = runtime.load_config(args.config, args.cfg_options)
@@ -72,7 +72,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command."""
+    """Run the command."""
     args = parse_args(argv)
     with cli.user_errors("the same command with --resume goes on from the last checkpoint"):
         train(args)

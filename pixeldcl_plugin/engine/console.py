@@ -41,7 +41,7 @@ class QuietRunner(Runner):
     """A runner whose environment, config and list of hooks go to the log file only."""
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
-        """Builds MMEngine's logger and says on the terminal where its file is."""
+        """Build MMEngine's logger and say on the terminal where its file is."""
         logger = super().build_logger(*args, **kwargs)
         files = [h for h in logger.handlers if isinstance(h, logging.FileHandler)]
         for handler in logger.handlers:
@@ -53,7 +53,7 @@ class QuietRunner(Runner):
         return logger
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
-        """Resumes as MMEngine does, and reports a checkpoint that it cannot read as such.
+        """Resume as MMEngine does, and report a checkpoint that it cannot read as such.
 
         Raises:
             CheckpointError: Names the file and what a part of the run did not find in it.
@@ -81,14 +81,14 @@ _HIDDEN_WARNINGS = (
 
 
 def quiet_warnings() -> None:
-    """Hides warnings of the frameworks about which a user of the commands can do nothing."""
+    """Hide warnings of the frameworks about which a user of the commands can do nothing."""
     for message in _HIDDEN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
 
 
 @contextlib.contextmanager
 def quiet_logger() -> Iterator[None]:
-    """Keeps MMEngine's logger to warnings; initialising a model has lines for every parameter."""
+    """Keep MMEngine's logger to warnings; initialising a model has lines for every parameter."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel("WARNING")

@@ -23,7 +23,7 @@ RandomState = dict[str, Any]
 
 
 def get_random_state() -> RandomState:
-    """Returns the state of the random generators of Python, NumPy and torch (CPU, current GPU).
+    """Return the state of the random generators of Python, NumPy and torch (CPU, current GPU).
 
     Tensors, numbers and None only, so that it can stand in a checkpoint which
     ``torch.load(weights_only=True)`` reads.
@@ -47,20 +47,20 @@ def get_random_state() -> RandomState:
 
 
 def python_state(state: RandomState) -> tuple[Any, ...]:
-    """Returns the part for ``random.setstate``."""
+    """Return the part for ``random.setstate``."""
     python = state["python"]
     return python["version"], tuple(python["internal"].tolist()), python["gauss"]
 
 
 def numpy_state(state: RandomState) -> tuple[Any, ...]:
-    """Returns the part for ``numpy.random.set_state``, which takes a position out of range for granted."""
+    """Return the part for ``numpy.random.set_state``, which takes a position out of range for granted."""
     numpy = state["numpy"]
     keys = numpy["keys"].cpu().numpy().astype(np.uint32)
     return numpy["name"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]
 
 
 def set_random_state(state: RandomState) -> None:
-    """Restores what :func:`get_random_state` returned; tensors may be on any device."""
+    """Restore what :func:`get_random_state` returned; tensors may be on any device."""
     random.setstate(python_state(state))
     np.random.set_state(numpy_state(state))
     torch.set_rng_state(state["torch"].cpu())
@@ -116,20 +116,20 @@ class RandomStateHook(Hook):
         self._before_val: RandomState | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Gives the training loader its own generator; restores the state for a validation made up for."""
+        """Give the training loader its own generator; restore the state for a validation made up for."""
         runner.train_dataloader.generator = torch.Generator().manual_seed(runner.seed)
         if self._resumed is not None and runner.iter > 0:
             set_random_state(self._state_of_rank(runner, self._resumed))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keeps the state that a checkpoint holds until training starts."""
+        """Keep the state that a checkpoint holds until training starts."""
         self._loaded = True
         states = checkpoint.get("random_states") or [checkpoint.get("random_state")]
         self._own = len(states) == get_world_size()
         self._resumed = states[get_rank() if self._own else 0]
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Restores the state at the last hook before the first batch of a resumed run."""
+        """Restore the state at the last hook before the first batch of a resumed run."""
         resuming = self._loaded and runner.iter > 0  # At 0 weights were loaded, nothing resumed.
         state, self._loaded, self._resumed = self._resumed, False, None
         if not resuming:
@@ -154,22 +154,22 @@ class RandomStateHook(Hook):
         return state
 
     def before_val(self, runner: Runner) -> None:
-        """Keeps the state during validation."""
+        """Keep the state during validation."""
         self._before_val = get_random_state()
 
     def after_val(self, runner: Runner) -> None:
-        """Restores the state from before validation."""
+        """Restore the state from before validation."""
         if self._before_val is not None:
             set_random_state(self._before_val)
             self._before_val = None
 
     def before_save_on_all_ranks(self, runner: Runner) -> None:
-        """Collects the states of all processes, see :class:`~.checkpoint_hooks.WholeCheckpointHook`."""
+        """Collect the states of all processes, see :class:`~.checkpoint_hooks.WholeCheckpointHook`."""
         if get_world_size() > 1:
             self._ranks = all_gather_object(self._before_val or get_random_state())
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Adds the state to a checkpoint; within validation, that from before it."""
+        """Add the state to a checkpoint; within validation, that from before it."""
         checkpoint["random_state"] = self._before_val or get_random_state()
         if self._ranks:
             checkpoint["random_states"] = self._ranks
@@ -188,7 +188,7 @@ class PlainCheckpointHook(Hook):
     priority = "LOWEST"
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Replaces objects by plain data.
+        """Replace objects by plain data.
 
         What describes the run, ``meta`` and ``message_hub``, becomes text where it is nothing simpler. A
         function or an object in a state, such as the annealing of OneCycleLR, is left out: a resumed run
@@ -204,7 +204,7 @@ class PlainCheckpointHook(Hook):
                 checkpoint[key] = state
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Turns the histories of logged values back into HistoryBuffer objects."""
+        """Turn the histories of logged values back into HistoryBuffer objects."""
         scalars = checkpoint.get("message_hub", {}).get("log_scalars", {})
         for key, packed in scalars.items():
             if isinstance(packed, dict):
@@ -219,7 +219,7 @@ class CompleteWeightsHook(Hook):
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compares what predicts with the model, see :func:`~pixeldcl_plugin.engine.weights.load_state`.
+        """Compare what predicts with the model, see :func:`~pixeldcl_plugin.engine.weights.load_state`.
 
         Raises:
             CheckpointError: Names a parameter that is missing, superfluous or of another shape.
@@ -246,7 +246,7 @@ class ReplaceRunHook(Hook):
         self._files = list(files)
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Removes them, the first time."""
+        """Remove them, the first time."""
         if self._files and is_main_process():
             runner.logger.info(f"Removing {len(self._files)} files of the earlier run in {runner.work_dir}.")
             for file in self._files:
@@ -272,7 +272,7 @@ _SIMPLE = (type(None), bool, int, float, str, bytes, torch.Tensor)
 
 
 def _plain_state(value: Any) -> Any:
-    """Copies nested data as :func:`_plain` does, without the entries of mappings that are not plain.
+    """Copy nested data as :func:`_plain` does, without the entries of mappings that are not plain.
 
     Returns:
         The copy; None for what is not plain itself, such as a list with an object in it.
@@ -291,7 +291,7 @@ def _plain_state(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Copies nested data with only the types that ``weights_only=True`` loads."""
+    """Copy nested data with only the types that ``weights_only=True`` loads."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, Mapping):

@@ -25,7 +25,7 @@ class BFloat16OptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Enters autocast, besides what gradient accumulation needs.
+        """Enter autocast, besides what gradient accumulation needs.
 
         Args:
             model: The training model, possibly wrapped for distributed training.

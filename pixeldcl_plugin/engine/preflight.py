@@ -49,7 +49,7 @@ def is_url(path: str) -> bool:
 
 
 def hint_to_make(path: Path) -> str:
-    """Says which command makes a missing file or folder, if one of this repository does."""
+    """Say which command makes a missing file or folder, if one of this repository does."""
     posix = path.as_posix()
     command = next((made for part, made in _MADE_BY.items() if part in posix), None)
     return f"; make it with: {command}" if command else ""
@@ -59,7 +59,7 @@ def hint_to_make(path: Path) -> str:
 
 
 def check_upsamplers(cfg: Config) -> None:
-    """Checks the type of every ``upsample_cfg``, which mmcv would report as "Cannot find None".
+    """Check the type of every ``upsample_cfg``, which mmcv would report as "Cannot find None".
 
     Raises:
         UsageError: Names the unknown type and the registered one most like it.
@@ -118,7 +118,7 @@ def check_weights(cfg: Config, checkpoint: str | None = None) -> None:
 
 
 def _checkpoints(work_dir: Path) -> list[Path]:
-    """Returns the checkpoints to resume from in a work dir, the newest first."""
+    """Return the checkpoints to resume from in a work dir, the newest first."""
     numbered = [(found, file) for file in work_dir.glob("*.pth") if (found := _number(file)) >= 0]
     files = [file for _, file in sorted(numbered, reverse=True)]
     # The pointer matters where checkpoints have other names or another place.
@@ -142,7 +142,7 @@ def _number(file: Path) -> int:
 
 
 def find_resume_point(work_dir: Path) -> ResumePoint | None:
-    """Finds the newest checkpoint of a work dir that is whole.
+    """Find the newest checkpoint of a work dir that is whole.
 
     A run that was killed while saving leaves a truncated file; it is reported on stderr and the
     checkpoint before it is taken.
@@ -165,7 +165,7 @@ def find_resume_point(work_dir: Path) -> ResumePoint | None:
 
 @contextlib.contextmanager
 def claimed_work_dir(cfg: Config) -> Iterator[None]:
-    """Keeps the work dir for this training in the block: two in one would write over each other's files.
+    """Keep the work dir for this training in the block: two in one would write over each other's files.
 
     Raises:
         UsageError: If it is a file.
@@ -179,7 +179,7 @@ def claimed_work_dir(cfg: Config) -> Iterator[None]:
 
 
 def prepare_work_dir(cfg: Config, resume: str | None, overwrite: bool) -> ResumePoint | None:
-    """Decides where training starts and makes sure that it overwrites nothing unasked.
+    """Decide where training starts and make sure that it overwrites nothing unasked.
 
     Args:
         cfg: The config with its final ``work_dir``; ``resume``, ``load_from`` and the seed of the
@@ -232,7 +232,7 @@ def prepare_work_dir(cfg: Config, resume: str | None, overwrite: bool) -> Resume
 
 
 def _check_point(point: ResumePoint, cfg: Config) -> None:
-    """Checks that a resume point is one of the config's training."""
+    """Check that a resume point is one of the config's training."""
     try:
         check_state(build_model(cfg), point.state)
     except CheckpointError as error:
@@ -247,14 +247,14 @@ def _check_point(point: ResumePoint, cfg: Config) -> None:
 
 
 def written_files(cfg: Config) -> list[Path]:
-    """Returns the checkpoints that runs of a config left in its work dir, by their names."""
+    """Return the checkpoints that runs of a config left in its work dir, by their names."""
     work_dir, names = Path(cfg.work_dir), written_names(cfg)
     files = [file for file in work_dir.glob("*.pth") if names.fullmatch(file.name) and file.is_file()]
     return sorted([*files, *work_dir.glob("last_checkpoint")])
 
 
 def check_output_dir(flag: str, folder: str | None, overwrite: bool) -> None:
-    """Checks that a folder for results is empty or absent.
+    """Check that a folder for results is empty or absent.
 
     Raises:
         UsageError: If something is in it and ``overwrite`` is False.

@@ -37,7 +37,7 @@ class CheckedResumeHook(Hook):
     priority = "HIGHEST"
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Checks what is resumed and brings it into the form of what the run has in its place.
+        """Check what is resumed and bring it into the form of what the run has in its place.
 
         Raises:
             CheckpointError: Names the file and the entry that cannot be right.

@@ -60,7 +60,7 @@ _RUNNER_KEYS = {
 
 
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
-    """Reads a config and applies command-line overrides.
+    """Read a config and apply command-line overrides.
 
     Args:
         path: A file, or ``'mmseg::<path>'`` for one that MMSegmentation ships.
@@ -107,7 +107,7 @@ def _check_option(cfg: Config, key: str) -> None:
 
 
 def leaf_datasets(dataset: Any) -> Iterator[dict[str, Any]]:
-    """Yields each dataset config that reads files, out of RepeatDataset, ConcatDataset, etc."""
+    """Yield each dataset config that reads files, out of RepeatDataset, ConcatDataset, etc."""
     if not isinstance(dataset, dict):
         return
     inner = dataset.get("datasets", dataset.get("dataset"))
@@ -121,7 +121,7 @@ def leaf_datasets(dataset: Any) -> Iterator[dict[str, Any]]:
 
 
 def set_work_dir(cfg: Config, config_path: str, work_dir: str | None) -> Path:
-    """Sets and returns the work dir: the given one, else the config's, else by the file's name."""
+    """Set and return the work dir: the given one, else the config's, else by the file's name."""
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get("work_dir") is None:
@@ -130,7 +130,7 @@ def set_work_dir(cfg: Config, config_path: str, work_dir: str | None) -> Path:
 
 
 def set_randomness(cfg: Config, seed: int | None, deterministic: bool = False) -> None:
-    """Sets the seed and, if asked for, deterministic algorithms."""
+    """Set the seed and, if asked for, deterministic algorithms."""
     randomness = dict(cfg.get("randomness") or {})
     if seed is not None:
         randomness["seed"] = seed
@@ -142,7 +142,7 @@ def set_randomness(cfg: Config, seed: int | None, deterministic: bool = False) -
 
 
 def enable_amp(cfg: Config) -> None:
-    """Switches training to mixed precision: float16 with loss scaling on a GPU, else bfloat16.
+    """Switch training to mixed precision: float16 with loss scaling on a GPU, else bfloat16.
 
     A config that asks for bfloat16 keeps it on a GPU too.
 
@@ -165,7 +165,7 @@ def enable_amp(cfg: Config) -> None:
 
 
 def adapt_to_hardware(cfg: Config) -> list[str]:
-    """Makes a config written for GPUs run on a machine without one.
+    """Make a config written for GPUs run on a machine without one.
 
     Synchronised batch norm becomes batch norm in a single process, float16 becomes bfloat16, and
     processes talk through gloo. On a machine with a GPU nothing changes.
@@ -212,7 +212,7 @@ def _wrapper_type(cfg: Config) -> Any:
 
 
 def _replace_sync_bn(node: Any, kind: str) -> int:
-    """Replaces synchronised batch norms that need a GPU in a nested config, in place; returns how often."""
+    """Replace synchronised batch norms that need a GPU in a nested config, in place; return how often."""
     if isinstance(node, list | tuple):
         return sum(_replace_sync_bn(item, kind) for item in node)
     if not isinstance(node, dict):
@@ -226,7 +226,7 @@ def _replace_sync_bn(node: Any, kind: str) -> int:
 
 
 def add_training_hooks(cfg: Config) -> None:
-    """Adds the hooks for safe and exact resuming and plain checkpoints to any config that lacks them."""
+    """Add the hooks for safe and exact resuming and plain checkpoints to any config that lacks them."""
     hooks = list(cfg.get("custom_hooks") or [])
     for kind in (
         CheckedResumeHook,
@@ -255,12 +255,12 @@ def add_training_hooks(cfg: Config) -> None:
 
 
 def add_testing_hooks(cfg: Config) -> None:
-    """Adds the hook that refuses a checkpoint of another model."""
+    """Add the hook that refuses a checkpoint of another model."""
     cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), dict(type=CompleteWeightsHook.__name__)]
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds the runner, joining the process group first where MMEngine cannot.
+    """Build the runner, joining the process group first where MMEngine cannot.
 
     MMEngine selects a GPU before it joins; without one it takes a group that exists already. Several
     processes train as one would, see :class:`GlobalBatchDDP`, unless the config has a model wrapper of
@@ -300,7 +300,7 @@ def _set_model_wrapper(cfg: Config) -> None:
 
 
 def close_process_group() -> None:
-    """Leaves the process group of a distributed run, which NCCL wants done before the exit."""
+    """Leave the process group of a distributed run, which NCCL wants done before the exit."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         # MMEngine collects the results of an evaluation here and leaves the folder behind.
@@ -312,7 +312,7 @@ def close_process_group() -> None:
 
 
 def enable_tta(cfg: Config) -> None:
-    """Replaces the model and the pipeline of a test by those for test-time augmentation.
+    """Replace the model and the pipeline of a test by those for test-time augmentation.
 
     Raises:
         UsageError: If the config does not define them.
@@ -326,7 +326,7 @@ def enable_tta(cfg: Config) -> None:
 
 
 def save_predictions(cfg: Config, folder: str) -> None:
-    """Makes a test write its predicted label maps as PNG files, and evaluate them as well.
+    """Make a test write its predicted label maps as PNG files, and evaluate them as well.
 
     Raises:
         UsageError: If the config's evaluation has no metric that writes predictions.
@@ -340,7 +340,7 @@ def save_predictions(cfg: Config, folder: str) -> None:
 
 
 def enable_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
-    """Makes a test draw its predictions over the images, in a window or into a folder.
+    """Make a test draw its predictions over the images, in a window or into a folder.
 
     Raises:
         UsageError: If the config has no hook that draws, or there is no display for a window.

@@ -35,13 +35,13 @@ class UsageError(ValueError):
 
 
 def is_main_process() -> bool:
-    """Tells whether this process is the one that speaks, also before the process group exists."""
+    """Tell whether this process is the one that speaks, also before the process group exists."""
     names = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
     return all(int(os.environ.get(name, 0)) == 0 for name in names)
 
 
 def notify(message: str) -> None:
-    """Prints one line on stderr, in one process only."""
+    """Print one line on stderr, in one process only."""
     if is_main_process():
         print(message, file=sys.stderr, flush=True)
 
@@ -164,7 +164,7 @@ def add_overwrite_argument(parser: ArgumentParser, meaning: str) -> None:
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
-    """Adds the flags that training and testing share, named as in MMSegmentation."""
+    """Add the flags that training and testing share, named as in MMSegmentation."""
     parser.add_argument("--work-dir", help="folder for logs and results")
     parser.add_argument(
         "--cfg-options",

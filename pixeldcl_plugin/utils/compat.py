@@ -73,7 +73,7 @@ class UnsafeCheckpointError(CheckpointError):
 
 
 def installed_distribution(module: str) -> tuple[str, str] | None:
-    """Finds the distribution that provides one of the OpenMMLab modules.
+    """Find the distribution that provides one of the OpenMMLab modules.
 
     Args:
         module: ``'mmengine'``, ``'mmcv'`` or ``'mmseg'``.
@@ -114,7 +114,7 @@ def installed_versions(*optional: str) -> dict[str, tuple[str, str]]:
 
 
 def setup() -> None:
-    """Prepares what importing this package promises; to be called before its other modules load.
+    """Prepare what importing this package promises; to be called before its other modules load.
 
     ``_base_ = ['mmseg::...']`` finds the configs of whichever distribution is installed: MMEngine
     looks the name up in a table that knows the original one only. It does not know
@@ -135,7 +135,7 @@ def setup() -> None:
 
 
 def resolve_config(path: str | os.PathLike[str]) -> Path:
-    """Turns a config name into the path of a file, without a network call.
+    """Turn a config name into the path of a file, without a network call.
 
     Args:
         path: A path, or ``'<module>::<path>'`` for a config that an installed package ships,
@@ -190,7 +190,7 @@ class _SavedHistory(HistoryBuffer):
 
 
 def _history_statistic(owner: type, name: str) -> Callable[..., Any]:
-    """Stands in for ``getattr`` while a checkpoint is read.
+    """Stand in for ``getattr`` while a checkpoint is read.
 
     MMEngine's own checkpoints pickle the methods of HistoryBuffer, which pickle writes as
     ``getattr(HistoryBuffer, 'min')``. Allowing the real ``getattr`` would allow it on everything.
@@ -201,7 +201,7 @@ def _history_statistic(owner: type, name: str) -> Callable[..., Any]:
 
 
 def _safe_globals() -> list[Any]:
-    """What MMEngine's checkpoints hold besides tensors and plain data, and nothing else."""
+    """Return what MMEngine's checkpoints hold besides tensors and plain data, and nothing else."""
     reconstruct, scalar = np.arange(0).__reduce__()[0], np.float64(0).__reduce__()[0]
     allowed: list[Any] = [(_SavedHistory, f"{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}")]
     allowed += [np.ndarray, np.dtype]
@@ -215,7 +215,7 @@ def _safe_globals() -> list[Any]:
 
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
-    """Reads a checkpoint file without running any code that it may contain.
+    """Read a checkpoint file without running any code that it may contain.
 
     Always ``torch.load(weights_only=True)`` with a short list of additional types; there is no
     fallback to unsafe unpickling. ``*.safetensors`` files are read too.
@@ -389,7 +389,7 @@ _load_from_http.__name__ = "load_from_http"
 
 
 def enable_safe_loading() -> None:
-    """Makes every checkpoint that MMEngine reads go through :func:`load_for_mmengine`.
+    """Make every checkpoint that MMEngine reads go through :func:`load_for_mmengine`.
 
     Replaces MMEngine's loaders of local files and URLs, whose maintained version falls back to
     unsafe unpickling and whose original refuses its own checkpoints on torch >= 2.6, and forbids

@@ -33,7 +33,7 @@ Records = dict[int, dict[str, float]]
 
 
 def read_scalars(work_dir: str | Path) -> tuple[Records, Records]:
-    """Reads the logged values of all runs in a work dir as those of one run.
+    """Read the logged values of all runs in a work dir as those of one run.
 
     A run replaces what earlier ones logged from its own first step on: a resumed run repeats the
     steps after the checkpoint that it started from, and one started anew repeats all.
@@ -58,7 +58,7 @@ def read_scalars(work_dir: str | Path) -> tuple[Records, Records]:
 
 
 def _parse(line: str) -> dict[str, float] | None:
-    """Returns one logged record; None for a line that a killed run left unfinished."""
+    """Return one logged record; None for a line that a killed run left unfinished."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError:
@@ -71,7 +71,7 @@ def _metrics(record: Mapping[str, float]) -> dict[str, float]:
 
 
 def plot_curves(work_dir: str | Path, path: str | Path) -> bool:
-    """Draws the training loss and the validation metrics over the iterations.
+    """Draw the training loss and the validation metrics over the iterations.
 
     Args:
         work_dir: As in :func:`read_scalars`.
@@ -111,7 +111,7 @@ def plot_curves(work_dir: str | Path, path: str | Path) -> bool:
 
 
 def plot_predictions(model: BaseModel, dataset: Any, path: str | Path, count: int = 6) -> bool:
-    """Draws image, label and prediction side by side for images chosen evenly from a dataset.
+    """Draw image, label and prediction side by side for images chosen evenly from a dataset.
 
     Args:
         model: A segmentor with ``test_step``; put into evaluation mode.
@@ -165,7 +165,7 @@ def _draw_rows(rows: list[tuple], classes: list[str], palette: np.ndarray) -> Fi
 
 
 def finish_training(runner: Runner) -> None:
-    """Draws the pictures of a finished training and says where everything is, as its last line.
+    """Draw the pictures of a finished training and say where everything is, as its last line.
 
     Pictures that cannot be drawn, as for a model that does not segment, are left out: the
     training is done and saved.
