@@ -14,8 +14,17 @@ weights sees fewer features.
 
 from .carafe import TorchCARAFE
 from .dysample import DySample
+from .guided import GuidedPixelDCL
 from .pixel_dcl import IPixelDCL, PixelDCL
 from .pixel_shuffle import PixelShuffleICNR
 from .unet_decoder import UNetDecoder
 
-__all__ = ["DySample", "IPixelDCL", "PixelDCL", "PixelShuffleICNR", "TorchCARAFE", "UNetDecoder"]
+__all__ = [
+    "DySample",
+    "GuidedPixelDCL",
+    "IPixelDCL",
+    "PixelDCL",
+    "PixelShuffleICNR",
+    "TorchCARAFE",
+    "UNetDecoder",
+]

@@ -187,9 +187,10 @@ def _same_conv(x: Tensor, weight: Tensor, padding_mode: str, groups: int = 1) ->
         return F.conv2d(x, weight, padding=(pad_h, pad_w), groups=groups)
     if padding_mode != "replicate":
         raise ValueError(f"padding_mode must be 'zeros' or 'replicate', got {padding_mode!r}")
-    return F.conv2d(_replicate_pad(x, pad_h, pad_w), weight, groups=groups)
+    return F.conv2d(replicate_pad(x, pad_h, pad_w), weight, groups=groups)
 
 
-def _replicate_pad(x: Tensor, pad_h: int, pad_w: int) -> Tensor:
+def replicate_pad(x: Tensor, pad_h: int, pad_w: int) -> Tensor:
+    """Pad a map by its own border, also an empty batch; in the memory format of ``x``."""
     padded = F.pad(x, (pad_w, pad_w, pad_h, pad_h), mode="replicate" if x.numel() else "constant")
     return padded.contiguous(memory_format=memory_format(x))
