@@ -21,7 +21,7 @@ from pixeldcl_plugin.apis.model_arguments import ModelArgument, add_models, mode
 from pixeldcl_plugin.apis.segmenter import usable_device
 from pixeldcl_plugin.engine import console, data_check
 from pixeldcl_plugin.utils import cli
-from pixeldcl_plugin.utils.compat import enable_safe_loading
+from pixeldcl_plugin.utils.checkpoints import enable_safe_loading
 from pixeldcl_plugin.utils.files import written_whole
 from pixeldcl_plugin.visualization import gallery_figure
 

@@ -25,7 +25,7 @@ from pixeldcl_plugin.apis.model_arguments import add_models, read_one_model
 from pixeldcl_plugin.apis.segmenter import usable_device
 from pixeldcl_plugin.engine import console
 from pixeldcl_plugin.utils import cli
-from pixeldcl_plugin.utils.compat import enable_safe_loading
+from pixeldcl_plugin.utils.checkpoints import enable_safe_loading
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

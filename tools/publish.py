@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
 from pixeldcl_plugin.engine import console
 from pixeldcl_plugin.utils import cli
-from pixeldcl_plugin.utils.compat import enable_safe_loading
+from pixeldcl_plugin.utils.checkpoints import enable_safe_loading
 from pixeldcl_plugin.zoo import index as zoo_index
 from pixeldcl_plugin.zoo import publishing as publish
 

@@ -20,7 +20,7 @@ from pixeldcl_plugin.apis.model_arguments import add_models, read_models
 from pixeldcl_plugin.engine import console, data_check, preflight
 from pixeldcl_plugin.models.vae import VAE
 from pixeldcl_plugin.utils import cli
-from pixeldcl_plugin.utils.compat import enable_safe_loading
+from pixeldcl_plugin.utils.checkpoints import enable_safe_loading
 from pixeldcl_plugin.utils.files import written_whole
 
 

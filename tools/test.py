@@ -16,7 +16,7 @@ import pixeldcl_plugin  # noqa: F401  (registers everything; before any config i
 from pixeldcl_plugin.apis.model_arguments import add_models, read_one_model
 from pixeldcl_plugin.engine import builder, console, data_check, preflight, runtime, settings
 from pixeldcl_plugin.utils import cli
-from pixeldcl_plugin.utils.compat import enable_safe_loading
+from pixeldcl_plugin.utils.checkpoints import enable_safe_loading
 from pixeldcl_plugin.utils.files import writing_to
 
 

@@ -13,8 +13,8 @@ from mmengine.registry import MODELS, DefaultScope
 from mmseg.registry import DATASETS
 from torch import Tensor, nn
 
+from ..utils.checkpoints import CheckpointError, check_dataset_meta, load_checkpoint, state_of
 from ..utils.cli import UsageError
-from ..utils.compat import CheckpointError, check_dataset_meta, load_checkpoint, state_of
 from .console import quiet_logger
 from .runtime import leaf_datasets
 from .weights import load_state

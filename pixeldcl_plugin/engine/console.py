@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-from ..utils.compat import CheckpointError
+from ..utils.checkpoints import CheckpointError
 
 __all__ = ["QuietRunner", "quiet_logger", "quiet_warnings"]
 

@@ -17,8 +17,8 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import nn
 
+from ..utils.checkpoints import CheckpointError
 from ..utils.cli import UsageError
-from ..utils.compat import CheckpointError
 from ..utils.config_errors import explain, find_class, find_key, leaves, unknown_argument
 from .builder import forget_pretraining
 from .console import quiet_logger

@@ -11,8 +11,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ..utils.checkpoints import CheckpointError, load_for_mmengine
 from ..utils.cli import UsageError, is_main_process, notify
-from ..utils.compat import CheckpointError, load_for_mmengine
 from ..utils.files import claimed
 from .builder import build_model
 from .resume_point import ResumePoint, read_resume_point, written_names

@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.logging.history_buffer import HistoryBuffer
 from torch import Tensor
 
-from ..utils.compat import CheckpointError, load_checkpoint, state_of
+from ..utils.checkpoints import CheckpointError, load_checkpoint, state_of
 from .hooks import get_random_state, numpy_state, python_state
 
 __all__ = [

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..utils.compat import CheckpointError
+from ..utils.checkpoints import CheckpointError
 
 __all__ = ["ClassCountError", "WrongArchitectureError", "check_state", "load_state"]
 

@@ -22,8 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..engine import console, preflight, runtime
 from ..engine.hooks import ReplaceRunHook
 from ..evaluation.checkerboard import nyquist_energy
+from ..utils.checkpoints import enable_safe_loading
 from ..utils.cli import UsageError, notify
-from ..utils.compat import enable_safe_loading, installed_versions
+from ..utils.compat import installed_versions
 from ..utils.files import write_text_whole
 from ..visualization.reports import read_scalars
 from .plan import Run, Study

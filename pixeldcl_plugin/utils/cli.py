@@ -17,7 +17,7 @@ from urllib.error import URLError
 
 from mmengine.config import DictAction
 
-from .compat import CheckpointError
+from .checkpoints import CheckpointError
 from .config_errors import explain
 
 __all__ = [

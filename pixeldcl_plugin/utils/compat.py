@@ -2,7 +2,7 @@
 
 Two families install the same modules ``mmengine``, ``mmcv`` and ``mmseg``: the maintained
 ``onedl-*`` distributions and the original OpenMMLab ones. They differ in the names that packaging
-knows them by and in how they read checkpoints; both differences end here.
+knows them by; in how they read checkpoints too, which ends in :mod:`pixeldcl_plugin.utils.checkpoints`.
 """
 
 from __future__ import annotations
@@ -13,43 +13,18 @@ import importlib
 import importlib.metadata
 import importlib.util
 import io
-import json
 import os
-import pickle
-import re
-import reprlib
-import sys
 import warnings
-from collections.abc import Callable, Mapping
-from http.client import HTTPException
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlparse
 
-import numpy as np
 import torch
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.dist import all_gather_object
-from mmengine.logging.history_buffer import HistoryBuffer
-from mmengine.runner.checkpoint import CheckpointLoader
-from safetensors import safe_open
-from torch import Tensor
-
-from .finite import first_not_finite
 
 __all__ = [
     "SHIPPED",
-    "CheckpointError",
-    "UnsafeCheckpointError",
-    "check_dataset_meta",
-    "enable_safe_loading",
     "installed_distribution",
-    "load_checkpoint",
-    "load_for_mmengine",
-    "read_state",
     "resolve_config",
     "setup",
-    "state_of",
 ]
 
 # Module -> names it is distributed under, the maintained one first.
@@ -62,14 +37,6 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
 
 #: What the address of weights begins with that ship with the package; MMEngine's loaders know it too.
 SHIPPED = "pixeldcl://"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint is missing, truncated, or would need unsafe unpickling."""
-
-
-class UnsafeCheckpointError(CheckpointError):
-    """A checkpoint would run code when it is opened."""
 
 
 def installed_distribution(module: str) -> tuple[str, str] | None:
@@ -170,233 +137,3 @@ def resolve_config(path: str | os.PathLike[str]) -> Path:
     close = difflib.get_close_matches(relative, shipped, n=1, cutoff=0.6)
     hint = f"; did you mean '{module}::{close[0]}'?" if close else ""
     raise FileNotFoundError(f"no config {relative!r} in {roots[0]}{hint}")
-
-
-# --- checkpoints ---------------------------------------------------------------------------------
-
-
-class _SavedHistory(HistoryBuffer):
-    """Stands in for HistoryBuffer while a checkpoint is read: numbers are all that it takes from a file.
-
-    The real one takes its attributes from the file, and the statistics of its whole class.
-    """
-
-    def __setstate__(self, state: Any) -> None:
-        values, counts = (state[key] for key in ("_log_history", "_count_history"))
-        if not isinstance(values, np.ndarray) or values.ndim != 1 or values.shape != counts.shape:
-            raise ValueError("a HistoryBuffer without numbers")
-        self.__init__(values, counts, int(state["max_length"]))  # type: ignore[misc]
-        self.__class__ = HistoryBuffer  # so that it is saved under its own name
-
-
-def _history_statistic(owner: type, name: str) -> Callable[..., Any]:
-    """Stand in for ``getattr`` while a checkpoint is read.
-
-    MMEngine's own checkpoints pickle the methods of HistoryBuffer, which pickle writes as
-    ``getattr(HistoryBuffer, 'min')``. Allowing the real ``getattr`` would allow it on everything.
-    """
-    if owner is _SavedHistory and name in ("min", "max", "mean", "current"):
-        return getattr(HistoryBuffer, name)
-    raise pickle.UnpicklingError(f"GLOBAL getattr({owner!r}, {name!r}) was not an allowed global")
-
-
-def _safe_globals() -> list[Any]:
-    """Return what MMEngine's checkpoints hold besides tensors and plain data, and nothing else."""
-    reconstruct, scalar = np.arange(0).__reduce__()[0], np.float64(0).__reduce__()[0]
-    allowed: list[Any] = [(_SavedHistory, f"{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}")]
-    allowed += [np.ndarray, np.dtype]
-    # NumPy 2 moved these two; files written by either version name them by their own path.
-    for core in ("numpy.core", "numpy._core"):
-        allowed += [(reconstruct, f"{core}.multiarray._reconstruct")]
-        allowed += [(scalar, f"{core}.multiarray.scalar")]
-    # Numeric types only: an array of objects could carry anything.
-    allowed += [type(np.dtype(code)) for code in "?bBhHiIlLqQefd"]
-    return [*allowed, (_history_statistic, "builtins.getattr")]
-
-
-def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
-    """Read a checkpoint file without running any code that it may contain.
-
-    Always ``torch.load(weights_only=True)`` with a short list of additional types; there is no
-    fallback to unsafe unpickling. ``*.safetensors`` files are read too.
-
-    Args:
-        path: A ``.pth`` or ``.safetensors`` file.
-        map_location: As in ``torch.load``.
-
-    Returns:
-        What was saved: a state dict, or a dict with a ``'state_dict'`` among others. Of a ``.safetensors``
-        file the ``'state_dict'`` and a ``'meta'``, which has the ``'dataset_meta'`` (names and colours of the
-        classes) of files that this package publishes.
-
-    Raises:
-        CheckpointError: If the file is missing or unreadable, and as :class:`UnsafeCheckpointError` if it
-            names a type that is not allowed; the message names the file and the type.
-    """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise CheckpointError(f"no checkpoint file {str(file)!r} (looked in {Path.cwd()})")
-    try:
-        if file.suffix == ".safetensors":
-            return _load_safetensors(file, map_location)
-        with file.open("rb") as opened:
-            start = opened.read(4)
-        if not start.startswith((b"PK", b"\x80")):  # a zip archive, and a pickle as torch wrote it before
-            raise ValueError(f"it is no file of torch.save: it begins with {start!r}")
-        with torch.serialization.safe_globals(_safe_globals()):
-            return torch.load(file, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _unpickling_error(file, str(error)) from error
-    except Exception as error:  # torch and pickle do not say what they raise on a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"cannot read checkpoint {str(file)!r}: {reason}") from error
-
-
-def _load_safetensors(file: Path, map_location: Any) -> dict[str, Any]:
-    device = map_location if isinstance(map_location, str | torch.device) else "cpu"
-    with safe_open(file, "pt", device=str(device)) as opened:
-        state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a mapping)
-        header = opened.metadata() or {}
-    # Nothing else of the header: MMEngine runs what it finds as a config in a checkpoint's meta.
-    meta = (
-        {"dataset_meta": check_dataset_meta(json.loads(header["dataset_meta"]))}
-        if "dataset_meta" in header
-        else {}
-    )
-    return {"state_dict": state, "meta": meta}
-
-
-def check_dataset_meta(meta: Any) -> dict[str, Any]:
-    """Return the names and colours of classes that a checkpoint holds, and nothing else.
-
-    Raises:
-        ValueError: If they are of another form.
-    """
-    classes, palette = (meta.get(k) if isinstance(meta, Mapping) else None for k in ("classes", "palette"))
-    shown = " ".join(reprlib.repr(meta).split())
-    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
-        raise ValueError(f"its dataset_meta has no list of classes: {shown}")
-    palette = None if isinstance(palette, list | tuple) and not palette else palette
-    try:
-        colors = np.zeros((len(classes), 3), int) if palette is None else np.array(palette)
-    except ValueError:  # a ragged list
-        colors = np.zeros(0)
-    if colors.shape != (len(classes), 3) or colors.dtype.kind not in "iu" or (colors != colors % 256).any():
-        raise ValueError(f"its dataset_meta has no color of 0 to 255 for each class: {shown}")
-    return {"classes": classes, "palette": palette}
-
-
-def _unpickling_error(file: Path, message: str) -> CheckpointError:
-    found = re.search(r"GLOBAL (\S+)|module (\S+) is blocked|unrecognized function (.+)", message)
-    if found is None:
-        # The reason stands after torch's advice to load unsafely, which is not repeated here.
-        reason = message.rpartition("WeightsUnpickler error:")[2].strip().splitlines()
-        return CheckpointError(
-            f"cannot read checkpoint {str(file)!r}: {reason[0] if reason else 'not a checkpoint'}"
-        )
-    refused = next(group for group in found.groups() if group)
-    return UnsafeCheckpointError(
-        f"refused checkpoint {str(file)!r}: it contains {refused!r}, which is neither a tensor nor "
-        "plain data and could run code when loaded"
-    )
-
-
-def read_state(file: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the state dict of a ``.safetensors`` or ``.pth`` file without running code in it.
-
-    Raises:
-        UnsafeCheckpointError: If the file would have to run code.
-        CheckpointError: If it is missing, broken, or holds no state dict.
-    """
-    return state_of(load_checkpoint(file), file)
-
-
-def state_of(loaded: Any, file: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the state dict of what a checkpoint file held.
-
-    Raises:
-        CheckpointError: If there is none (a mapping from names to dense tensors, at least one), or a weight
-            is NaN or infinite; names it.
-    """
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
-    if not isinstance(state, Mapping) or not state:
-        raise CheckpointError(f"checkpoint {os.fspath(file)!r} holds no state dict")
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"checkpoint {os.fspath(file)!r} holds no state dict: its entry {name!r} is of type "
-                f"{type(value).__name__}"
-            )
-        if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise CheckpointError(f"checkpoint {os.fspath(file)!r}: {name!r} is not a dense tensor")
-    if (unusable := first_not_finite(state)) is not None:
-        raise CheckpointError(
-            f"checkpoint {os.fspath(file)!r}: {unusable!r} is NaN or infinite: its training diverged"
-        )
-    return dict(state)
-
-
-def load_for_mmengine(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint as MMEngine takes it: with what it relies on, and without what it would run.
-
-    It looks for names by regular expressions, and executes the text of a config on resuming.
-
-    Raises:
-        CheckpointError: As :func:`load_checkpoint`, and if the file holds no weights.
-    """
-    loaded = load_checkpoint(path, map_location)
-    # Some of mmseg's backbones look for their weights under 'model' too.
-    nested = isinstance(loaded, Mapping) and "state_dict" not in loaded and loaded.get("model")
-    state_of(nested if isinstance(nested, Mapping) else loaded, path)
-    meta = loaded.get("meta")
-    if isinstance(meta, Mapping):
-        meta = {key: value for key, value in meta.items() if key not in ("cfg", "config")}
-        return {**loaded, "meta": meta}
-    return dict(loaded)
-
-
-def _load_from_local(filename: str, map_location: Any = None) -> Any:
-    return load_for_mmengine(filename, map_location)
-
-
-def _load_from_http(filename: str, map_location: Any = None) -> Any:
-    name = Path(urlparse(filename).path).name
-    target = Path(torch.hub.get_dir()) / "checkpoints" / name
-    failure = None
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0 and not target.is_file():
-        # Model zoos end a file's name with the beginning of its SHA-256: a wrong file is refused.
-        digest = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(
-                filename,
-                str(target),
-                hash_prefix=digest and digest[1],
-                progress=sys.stderr.isatty(),
-            )
-        except (OSError, RuntimeError, ValueError, HTTPException) as error:
-            failure = f"cannot download {filename!r}: {error}"
-    # A process that raised alone would leave the others waiting for it.
-    failures = [reason for reason in all_gather_object(failure) if reason]
-    if failures:
-        raise CheckpointError(failures[0])
-    return load_for_mmengine(target, map_location)
-
-
-# MMEngine logs the part of a loader's name after 'load_from_'.
-_load_from_local.__name__ = "load_from_local"
-_load_from_http.__name__ = "load_from_http"
-
-
-def enable_safe_loading() -> None:
-    """Make every checkpoint that MMEngine reads go through :func:`load_for_mmengine`.
-
-    Replaces MMEngine's loaders of local files and URLs, whose maintained version falls back to
-    unsafe unpickling and whose original refuses its own checkpoints on torch >= 2.6, and forbids
-    unsafe ``torch.load`` anywhere else. This changes the process for other code too; so it is for
-    commands to call, and importing the package does not.
-    """
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
-    CheckpointLoader.register_scheme(prefixes="", loader=_load_from_local, force=True)
-    CheckpointLoader.register_scheme(prefixes=("http://", "https://"), loader=_load_from_http, force=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from ..utils.compat import CheckpointError
+from ..utils.checkpoints import CheckpointError
 from ..utils.files import part_of, written_whole
 from .index import Release, ZooRoot
 

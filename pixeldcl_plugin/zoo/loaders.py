@@ -11,7 +11,8 @@ from typing import Any
 
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from ..utils.compat import SHIPPED, load_for_mmengine
+from ..utils.checkpoints import load_for_mmengine
+from ..utils.compat import SHIPPED
 
 __all__ = ["load_from_safetensors", "load_from_zoo"]
 

@@ -20,8 +20,8 @@ from torch import nn
 from ..engine.builder import build_model, class_count
 from ..engine.runtime import load_config
 from ..engine.weights import load_state
+from ..utils.checkpoints import read_state
 from ..utils.cli import UsageError
-from ..utils.compat import read_state
 from .download import fetch
 from .index import Release, ZooRoot, load_releases
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..utils.compat import CheckpointError, load_checkpoint
+from ..utils.checkpoints import CheckpointError, load_checkpoint
 from ..utils.files import written_whole
 
 MODEL_NAME = "tf_efficientnet_lite0"

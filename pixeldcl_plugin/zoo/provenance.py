@@ -12,8 +12,8 @@ from typing import Any
 from mmengine.config import Config
 from torch import Tensor
 
+from ..utils.checkpoints import CheckpointError, state_of
 from ..utils.cli import UsageError
-from ..utils.compat import CheckpointError, state_of
 
 __all__ = ["released_state", "save_date", "training_changes", "training_command"]
 

@@ -21,15 +21,9 @@ from torch.utils._pytree import tree_leaves
 
 from ..engine.builder import build_model, class_count, dataset_meta
 from ..engine.runtime import load_config
+from ..utils.checkpoints import CheckpointError, load_checkpoint, read_state
 from ..utils.cli import UsageError
-from ..utils.compat import (
-    DISTRIBUTIONS,
-    SHIPPED,
-    CheckpointError,
-    installed_versions,
-    load_checkpoint,
-    read_state,
-)
+from ..utils.compat import DISTRIBUTIONS, SHIPPED, installed_versions
 from ..utils.files import written_whole
 from .index import Release, ZooRoot, append_release, load_releases
 from .provenance import released_state, save_date, training_command

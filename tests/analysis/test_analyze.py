@@ -187,7 +187,7 @@ def test_figure_and_table(models: list[Segmenter], tmp_path: Path) -> None:
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple]:
     """Runs the command within this process; returns exit code, output and errors."""
-    for name in ("engine.console.quiet_warnings", "utils.compat.enable_safe_loading"):
+    for name in ("engine.console.quiet_warnings", "utils.checkpoints.enable_safe_loading"):
         monkeypatch.setattr(f"pixeldcl_plugin.{name}", lambda: None)
     tool = runpy.run_path(str(TOOL))
 

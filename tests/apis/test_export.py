@@ -20,8 +20,8 @@ from torch import nn
 from pixeldcl_plugin.apis import export
 from pixeldcl_plugin.engine.builder import load_model
 from pixeldcl_plugin.layers import pixel_dcl as layers
+from pixeldcl_plugin.utils.checkpoints import CheckpointError
 from pixeldcl_plugin.utils.cli import UsageError
-from pixeldcl_plugin.utils.compat import CheckpointError
 from pixeldcl_plugin.utils.files import part_of
 
 ROOT = Path(__file__).parents[2]
@@ -346,7 +346,7 @@ def files(segmentor: EncoderDecoder, tmp_path: Path) -> tuple[Path, Path]:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """The command within this process, whose way of loading checkpoints it leaves alone."""
-    monkeypatch.setattr("pixeldcl_plugin.utils.compat.enable_safe_loading", lambda: None)
+    monkeypatch.setattr("pixeldcl_plugin.utils.checkpoints.enable_safe_loading", lambda: None)
     monkeypatch.setattr("pixeldcl_plugin.engine.console.quiet_warnings", lambda: None)
     main = runpy.run_path(str(TOOL))["main"]
     return lambda *args: main([str(arg) for arg in args])

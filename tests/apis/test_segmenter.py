@@ -21,8 +21,8 @@ import pixeldcl_plugin
 from pixeldcl_plugin import Segmenter
 from pixeldcl_plugin.apis.tiling import Block, blocks, interpolate
 from pixeldcl_plugin.engine.builder import load_model
+from pixeldcl_plugin.utils.checkpoints import CheckpointError
 from pixeldcl_plugin.utils.cli import UsageError
-from pixeldcl_plugin.utils.compat import CheckpointError
 from pixeldcl_plugin.utils.label_maps import VOID_COLOR, colorize, save_index_png
 from pixeldcl_plugin.visualization.pictures import overlay, read_image
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from pixeldcl_plugin.engine.builder import build_model, load_model
 from pixeldcl_plugin.engine.weights import WrongArchitectureError
+from pixeldcl_plugin.utils.checkpoints import CheckpointError
 from pixeldcl_plugin.utils.cli import UsageError
-from pixeldcl_plugin.utils.compat import CheckpointError
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from torch import nn
 from pixeldcl_plugin.engine import hooks, preflight, runtime
 from pixeldcl_plugin.engine.checkpoint_hooks import DivergedError, FiniteLossHook
 from pixeldcl_plugin.utils import cli
-from pixeldcl_plugin.utils.compat import CheckpointError, load_checkpoint, read_state
+from pixeldcl_plugin.utils.checkpoints import CheckpointError, load_checkpoint, read_state
 from pixeldcl_plugin.utils.files import part_of
 
 ROOT = Path(__file__).parents[2]

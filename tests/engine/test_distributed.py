@@ -20,7 +20,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from pixeldcl_plugin.engine.distributed import GlobalBatchDDP
-from pixeldcl_plugin.utils import compat
+from pixeldcl_plugin.utils import checkpoints
 
 CLASSES, STEPS = 3, 3
 LOSSES = {
@@ -99,8 +99,8 @@ def program(rank: int, folder: Path) -> None:
     results["warnings"] = [str(w.message) for w in caught]
     os.environ["LOCAL_RANK"] = str(rank)
     try:
-        compat._load_from_http("http://127.0.0.1:9/model.pth")
-    except compat.CheckpointError as error:
+        checkpoints._load_from_http("http://127.0.0.1:9/model.pth")
+    except checkpoints.CheckpointError as error:
         results["download"] = str(error)
     torch.save(results, folder / f"{rank}.pth")
     torch.distributed.destroy_process_group()

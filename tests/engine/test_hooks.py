@@ -20,7 +20,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from pixeldcl_plugin.engine import hooks
-from pixeldcl_plugin.utils.compat import CheckpointError, load_checkpoint
+from pixeldcl_plugin.utils.checkpoints import CheckpointError, load_checkpoint
 
 
 class Noise(torch.utils.data.Dataset):

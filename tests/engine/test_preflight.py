@@ -11,8 +11,8 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 
 from pixeldcl_plugin.engine import preflight, runtime
+from pixeldcl_plugin.utils.checkpoints import CheckpointError
 from pixeldcl_plugin.utils.cli import UsageError
-from pixeldcl_plugin.utils.compat import CheckpointError
 
 ROOT = Path(__file__).parents[2]
 

@@ -26,7 +26,7 @@ from pixeldcl_plugin.engine import console, runtime
 from pixeldcl_plugin.engine.builder import build_model
 from pixeldcl_plugin.engine.hooks import get_random_state, set_random_state
 from pixeldcl_plugin.engine.resume_hook import CheckedResumeHook
-from pixeldcl_plugin.utils import compat
+from pixeldcl_plugin.utils import checkpoints
 
 TOOLS = Path(__file__).parents[2] / "tools"
 Damage = Callable[[dict[str, Any]], Any]
@@ -85,7 +85,7 @@ def run(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(run: Path) -> dict[str, Any]:
-    return compat.load_checkpoint(run / "iter_4.pth")
+    return checkpoints.load_checkpoint(run / "iter_4.pth")
 
 
 def refused(capsys: pytest.CaptureFixture[str], command: Callable[[], object]) -> str:
@@ -171,7 +171,7 @@ def test_no_weights(
         lambda: pixeldcl_plugin.load_weights(model, file),
         lambda: pixeldcl_plugin.Segmenter(str(config), file),
     ):
-        with pytest.raises(compat.CheckpointError) as refusal:
+        with pytest.raises(checkpoints.CheckpointError) as refusal:
             load()
         assert "\n" not in str(refusal.value)
     left = {path for path in tmp_path.rglob("*") if path.is_file() and "tested" not in path.parts}
@@ -293,8 +293,8 @@ def test_damaged_training_state(
     for value in WRONG[path]:
         write(put(*path, value=value), checkpoint, file)
         if path != ("meta", "iter") or value not in ITERATIONS:  # possible, but not in this training
-            with pytest.raises(compat.CheckpointError, match=r"damaged\.pth") as refusal:
-                CheckedResumeHook().after_load_checkpoint(runner, compat.load_checkpoint(file))
+            with pytest.raises(checkpoints.CheckpointError, match=r"damaged\.pth") as refusal:
+                CheckedResumeHook().after_load_checkpoint(runner, checkpoints.load_checkpoint(file))
             assert "\n" not in str(refusal.value)
         if path[0] not in ("optimizer", "param_schedulers"):  # They cannot be judged before the run exists.
             line = refused(capsys, lambda: train(config, tmp_path / "new", "--resume", file))
@@ -305,7 +305,7 @@ def test_damaged_training_state(
 @pytest.mark.parametrize("path", MISSING, ids=lambda path: ".".join(map(str, path)))
 def test_missing_training_state(path: tuple[Any, ...], runner: Any, checkpoint: dict[str, Any]) -> None:
     damaged = without(*path)(copy.deepcopy(checkpoint))
-    with pytest.raises(compat.CheckpointError, match=r"damaged\.pth"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"damaged\.pth"):
         CheckedResumeHook().after_load_checkpoint(runner, damaged)
 
 

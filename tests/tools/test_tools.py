@@ -25,7 +25,7 @@ from mmengine.visualization import Visualizer
 from mmseg.visualization import SegLocalVisualizer
 
 from pixeldcl_plugin.engine import console
-from pixeldcl_plugin.utils.compat import load_checkpoint
+from pixeldcl_plugin.utils.checkpoints import load_checkpoint
 from pixeldcl_plugin.visualization import reports
 
 ROOT = Path(__file__).parents[2]

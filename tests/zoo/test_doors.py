@@ -23,7 +23,8 @@ from mmseg.apis import MMSegInferencer, inference_model, init_model
 from safetensors.torch import save_file
 
 from pixeldcl_plugin import Segmenter, create_model, model_info
-from pixeldcl_plugin.utils.compat import SHIPPED, CheckpointError, load_checkpoint
+from pixeldcl_plugin.utils.checkpoints import CheckpointError, load_checkpoint
+from pixeldcl_plugin.utils.compat import SHIPPED
 from pixeldcl_plugin.zoo.index import ZooRoot
 
 CAMVID = "unethead_lite0-pixeldcl_1xb8-amp-1k_camvid-160x128"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from pixeldcl_plugin.utils.compat import CheckpointError
+from pixeldcl_plugin.utils.checkpoints import CheckpointError
 from pixeldcl_plugin.zoo import pretrained
 from pixeldcl_plugin.zoo.pretrained import lite0_state_dict, rename_in_order, save_backbone
 

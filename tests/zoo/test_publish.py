@@ -23,9 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pixeldcl_plugin.engine import console
-from pixeldcl_plugin.utils import compat
+from pixeldcl_plugin.utils import checkpoints
+from pixeldcl_plugin.utils.checkpoints import CheckpointError
 from pixeldcl_plugin.utils.cli import UsageError
-from pixeldcl_plugin.utils.compat import CheckpointError
 from pixeldcl_plugin.zoo import models as zoo
 from pixeldcl_plugin.zoo import provenance
 from pixeldcl_plugin.zoo import publishing as publish
@@ -95,7 +95,7 @@ def test_the_command_writes_a_file_and_its_record(
 
     before = contents(root)
     # Within this process, for speed; what it changes about the process stays out.
-    monkeypatch.setattr(compat, "enable_safe_loading", lambda: None)
+    monkeypatch.setattr(checkpoints, "enable_safe_loading", lambda: None)
     monkeypatch.setattr(console, "quiet_warnings", lambda: None)
     with pytest.raises(SystemExit, match="2"):
         runpy.run_path(str(TOOL))["main"]([str(each) for each in command[1:]])

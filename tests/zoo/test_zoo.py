@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 import pixeldcl_plugin
 from pixeldcl_plugin import create_model, list_models, load_weights, model_info
 from pixeldcl_plugin.engine.weights import ClassCountError, WrongArchitectureError
-from pixeldcl_plugin.utils import compat
-from pixeldcl_plugin.utils.compat import CheckpointError, UnsafeCheckpointError
+from pixeldcl_plugin.utils import checkpoints
+from pixeldcl_plugin.utils.checkpoints import CheckpointError, UnsafeCheckpointError
 from pixeldcl_plugin.zoo import download as zoo_download
 from pixeldcl_plugin.zoo.download import (
     DownloadError,
@@ -272,7 +272,7 @@ def test_a_tampered_file_is_not_opened(root: ZooRoot, monkeypatch: pytest.Monkey
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    monkeypatch.setattr(compat, "load_checkpoint", lambda path: pytest.fail("the file was opened"))
+    monkeypatch.setattr(checkpoints, "load_checkpoint", lambda path: pytest.fail("the file was opened"))
     with pytest.raises(HashMismatchError, match="not the released file and was not opened"):
         create_model(MODEL, pretrained=True)
     file.unlink()
