@@ -52,11 +52,8 @@ def draw_grid(rows: Sequence[Tensor], labels: Sequence[str], title: str = "", zo
     panels = to_uint8(torch.stack(list(rows)))
     count, columns, height, width, _ = panels.shape
     gap = 2
-    canvas = np.full(((height + gap) * count - gap, (width + gap) * columns - gap, 3), 255, np.uint8)
-    for row in range(count):
-        for column in range(columns):
-            top, left = row * (height + gap), column * (width + gap)
-            canvas[top : top + height, left : left + width] = panels[row, column]
+    framed = np.pad(panels, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    canvas = framed.swapaxes(1, 2).reshape(count * (height + gap), columns * (width + gap), 3)[:-gap, :-gap]
     canvas = canvas.repeat(zoom, 0).repeat(zoom, 1)
 
     from matplotlib.figure import Figure

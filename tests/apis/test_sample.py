@@ -185,7 +185,7 @@ def test_testing_scores_and_draws(work_dir: Path, small: Path, run_tool: Run, tm
     assert cv2.imread(str(drawn[0])).shape == (64, 128, 3)
     refused = run_tool("tools/test.py", CONFIG, work_dir / "iter_6.pth", "--work-dir", tmp_path)
     assert refused.returncode == 2  # weights of narrower layers
-    assert refused.stderr.startswith("error: the checkpoint is of another model")
+    assert refused.stderr.startswith("error: the weights are of another model")
 
 
 @pytest.mark.slow
