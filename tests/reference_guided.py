@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from reference_peers import conv, periodic_shuffle
@@ -77,8 +77,10 @@ def guided_pixel_dcl(x: Tensor, guides: Sequence[Tensor], layer: nn.Module) -> T
         ]
         of_guide = batch_norm(torch.stack(reduced, -1).view(n, -1, h, w), step.guide_norm)
         hidden = (batch_norm(conv(x, step.reduce.weight), step.reduce_norm) + of_guide).clamp(min=0)
-        width = hidden.size(1)
-        spread = torch.cat([conv(hidden[:, k : k + 1], step.spread[k : k + 1]) for k in range(width)], 1)
+        spread = hidden
+        if step.spread is not None:
+            kernels = zip(hidden.split(1, 1), step.spread.split(1), strict=True)
+            spread = torch.cat([conv(channel, kernel) for channel, kernel in kernels], 1)
         logits = conv(spread, step.predict.weight, step.predict.bias)
         groups = zip(x.chunk(layer.groups, 1), logits.chunk(layer.groups, 1), strict=True)
         out = torch.cat([mean_of_neighbours(part, taps, layer.order) for part, taps in groups], 1)
@@ -86,3 +88,88 @@ def guided_pixel_dcl(x: Tensor, guides: Sequence[Tensor], layer: nn.Module) -> T
             out = out + periodic_shuffle(conv(hidden, step.correct.weight, step.correct.bias))
         x = out
     return x
+
+
+def windowed(x: Tensor, size: int, logit_of: Callable[[int, int, int, int], Tensor]) -> Tensor:
+    """Every fine pixel the softmax-weighted mean of the window's pixels that exist."""
+    n, c, h, w = x.shape
+    reach = size // 2
+    pixels = []
+    for i in range(2 * h):
+        for j in range(2 * w):
+            places = [
+                (y, z)
+                for y in range(i // 2 - reach, i // 2 + reach + 1)
+                for z in range(j // 2 - reach, j // 2 + reach + 1)
+                if 0 <= y < h and 0 <= z < w
+            ]
+            exponentials = [logit_of(i, j, y, z).exp() for y, z in places]
+            total = sum(exponentials)
+            pixels.append(
+                sum(
+                    (e / total)[:, None] * x[:, :, y, z]
+                    for e, (y, z) in zip(exponentials, places, strict=True)
+                )
+            )
+    return torch.stack(pixels, -1).view(n, c, 2 * h, 2 * w)
+
+
+def layer_norm(pixel: Tensor, norm: nn.LayerNorm) -> Tensor:
+    centred = pixel - pixel.mean(1, keepdim=True)
+    normed = centred / ((centred**2).mean(1, keepdim=True) + norm.eps).sqrt() * norm.weight
+    return normed if norm.bias is None else normed + norm.bias
+
+
+def sapa(x: Tensor, guide: Tensor, layer: nn.Module) -> Tensor:
+    """SAPA-B: the similarity of fine pixel y and coarse pixel x is (Q norm(y)) . (K norm(x))."""
+
+    def similarity(i: int, j: int, y: int, z: int) -> Tensor:
+        query = layer_norm(guide[:, :, i, j], layer.guide_norm) @ layer.embed_guide.weight[:, :, 0, 0].T
+        key = layer_norm(x[:, :, y, z], layer.norm) @ layer.embed.weight[:, :, 0, 0].T
+        return (query * key).sum(1)
+
+    return windowed(x, layer.up_kernel, similarity)
+
+
+def fade(x: Tensor, guide: Tensor, layer: nn.Module) -> Tensor:
+    """FADE: the semi-shift convolution, CARAFE's weighted mean (zeros outside), the gate."""
+    n, c, h, w = x.shape
+    compressed = conv(guide, layer.compress_guide.weight, layer.compress_guide.bias)
+    of_guide = conv(compressed, layer.encode.weight, layer.encode.bias)
+    of_x = conv(conv(x, layer.compress.weight), layer.encode.weight)
+    gate = 1 / (1 + (-conv(x, layer.gate.weight, layer.gate.bias)).exp())
+    aligned = guide if isinstance(layer.align, nn.Identity) else conv(guide, layer.align.weight)
+    size = round(of_x.size(1) ** 0.5)
+    reach = size // 2
+    pixels = []
+    for i in range(2 * h):
+        for j in range(2 * w):
+            exponentials = (of_guide[:, :, i, j] + of_x[:, :, i // 2, j // 2]).exp()
+            kernel = exponentials / exponentials.sum(1, keepdim=True)
+            total = x.new_zeros(n, c)
+            for tap in range(size**2):
+                y, z = i // 2 + tap // size - reach, j // 2 + tap % size - reach
+                if 0 <= y < h and 0 <= z < w:
+                    total = total + kernel[:, tap, None] * x[:, :, y, z]
+            open_by = gate[:, :, i // 2, j // 2]
+            pixels.append(open_by * aligned[:, :, i, j] + (1 - open_by) * total)
+    return torch.stack(pixels, -1).view(n, c, 2 * h, 2 * w)
+
+
+def joint_bilateral(x: Tensor, guide: Tensor, layer: nn.Module) -> Tensor:
+    """A spatial kernel of width s times a range kernel of the guide, normalised by their sum."""
+
+    def network(pixel: Tensor) -> Tensor:
+        hidden = pixel @ layer.expand.weight[:, :, 0, 0].T + layer.expand.bias
+        hidden = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
+        return hidden @ layer.embed.weight[:, :, 0, 0].T + layer.embed.bias
+
+    def logit(i: int, j: int, y: int, z: int) -> Tensor:
+        coarse = sum(guide[:, :, 2 * y + a, 2 * z + b] for a in (0, 1) for b in (0, 1)) / 4
+        affinity = (network(guide[:, :, i, j]) * network(coarse)).sum(1)
+        # The centre of output pixel i is at (i + 1/2) / 2 - 1/2 in pixels of the input.
+        squared = ((i + 0.5) / 2 - 0.5 - y) ** 2 + ((j + 0.5) / 2 - 0.5 - z) ** 2
+        width = layer.log_width.exp()
+        return -squared / (2 * width**2) + layer.log_temperature.exp() * affinity
+
+    return windowed(x, layer.up_kernel, logit)

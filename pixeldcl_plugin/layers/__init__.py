@@ -14,15 +14,21 @@ weights sees fewer features.
 
 from .carafe import TorchCARAFE
 from .dysample import DySample
+from .fade import FADE
 from .guided import GuidedPixelDCL
+from .joint_bilateral import JointBilateralUpsample
 from .pixel_dcl import IPixelDCL, PixelDCL
 from .pixel_shuffle import PixelShuffleICNR
+from .sapa import SAPA
 from .unet_decoder import UNetDecoder
 
 __all__ = [
+    "FADE",
+    "SAPA",
     "DySample",
     "GuidedPixelDCL",
     "IPixelDCL",
+    "JointBilateralUpsample",
     "PixelDCL",
     "PixelShuffleICNR",
     "TorchCARAFE",

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arguments import check_choice, check_positive, is_int
-from .common import Conv, check_input, pixel_shuffle
+from .common import Conv, check_guide, check_input, pixel_shuffle, resize_guide
 from .interleave import memory_format
 from .neighbours import ORDERS, bilinear_weights, mean_of_neighbours, phase_neighbours
 
@@ -49,6 +49,8 @@ class GuidedPixelDCL(nn.Module):
             the input and the others from the earlier phases; None, each phase from the input alone.
         groups: Groups of channels with weights of their own; must divide C.
         hidden_channels: Channels of h, from which the weights are predicted.
+        separable: Predict by a depthwise 3x3 and a 1x1 convolution. If false, by a dense 3x3 convolution,
+            which costs more and predicts better.
         residual: Add ``conv1x1(h)``, which begins at zero, to every step. The output is no longer a convex
             combination; where classes are few, this reaches further than a choice among neighbours.
 
@@ -70,12 +72,14 @@ class GuidedPixelDCL(nn.Module):
         order: str | None = "ipixeldcl",
         groups: int = 1,
         hidden_channels: int = 32,
+        separable: bool = True,
         residual: bool = False,
     ) -> None:
         super().__init__()
         check_positive(in_channels=in_channels, groups=groups, hidden_channels=hidden_channels)
         check_choice("scale_factor", scale_factor, SCALE_FACTORS)
         check_choice("order", order, ORDERS)
+        check_choice("separable", separable, (False, True))
         check_choice("residual", residual, (False, True))
         if in_channels % groups:
             raise ValueError(f"groups must divide in_channels, got {groups} with in_channels={in_channels}")
@@ -86,10 +90,11 @@ class GuidedPixelDCL(nn.Module):
         self.order = order
         self.groups = groups
         self.hidden_channels = hidden_channels
+        self.separable = separable
         self.residual = residual
         missing = [self.guide_channels[-1]] * (steps - len(self.guide_channels))
         self.steps = nn.ModuleList(
-            _Step(in_channels, channels, order, groups, hidden_channels, residual)
+            _Step(in_channels, channels, order, groups, hidden_channels, separable, residual)
             for channels in [*self.guide_channels, *missing]
         )
 
@@ -109,7 +114,7 @@ class GuidedPixelDCL(nn.Module):
         out = x
         for number, step in enumerate(self.steps):
             size = (2 * out.size(2), 2 * out.size(3))
-            out = step(out, _resize(guides[min(number, len(guides) - 1)], size))
+            out = step(out, resize_guide(guides[min(number, len(guides) - 1)], size))
         return out.contiguous(memory_format=memory_format(x))
 
     def reset_parameters(self) -> None:
@@ -123,7 +128,7 @@ class GuidedPixelDCL(nn.Module):
         return (
             f"{self.in_channels}, {self.guide_channels}, scale_factor={self.scale_factor}, "
             f"order={self.order!r}, groups={self.groups}, hidden_channels={self.hidden_channels}, "
-            f"residual={self.residual}"
+            f"separable={self.separable}, residual={self.residual}"
         )
 
     def _check_guides(self, x: Tensor, guides: list[Tensor]) -> None:
@@ -133,11 +138,7 @@ class GuidedPixelDCL(nn.Module):
                 f"channels, got {len(guides)}"
             )
         for guide, channels in zip(guides, self.guide_channels, strict=True):
-            if guide.dim() != 4 or guide.size(0) != x.size(0) or guide.size(1) != channels:
-                raise ValueError(
-                    f"{type(self).__name__} takes a guide of shape ({x.size(0)}, {channels}, H, W), "
-                    f"got {tuple(guide.shape)}"
-                )
+            check_guide(self, guide, x.size(0), channels)
 
 
 class _Step(nn.Module):
@@ -146,8 +147,17 @@ class _Step(nn.Module):
     The kernels are no ``nn.Conv2d``, see :class:`~pixeldcl_plugin.layers.common.Conv`.
     """
 
+    spread: nn.Parameter | None
+
     def __init__(
-        self, channels: int, guide_channels: int, order: str | None, groups: int, hidden: int, residual: bool
+        self,
+        channels: int,
+        guide_channels: int,
+        order: str | None,
+        groups: int,
+        hidden: int,
+        separable: bool,
+        residual: bool,
     ) -> None:
         super().__init__()
         self.order = order
@@ -157,8 +167,8 @@ class _Step(nn.Module):
         self.reduce_norm = _BatchNorm(hidden)
         self.reduce_guide = nn.Parameter(torch.empty(hidden, guide_channels, 2, 2))
         self.guide_norm = _BatchNorm(hidden)
-        self.spread = nn.Parameter(torch.empty(hidden, 1, 3, 3))
-        self.predict = Conv(hidden, groups * taps, bias=True)
+        self.register_parameter("spread", nn.Parameter(torch.empty(hidden, 1, 3, 3)) if separable else None)
+        self.predict = Conv(hidden, groups * taps, 1 if separable else 3, bias=True)
         self.correct = Conv(hidden, 4 * channels, bias=True) if residual else None
         self.reset_parameters()
 
@@ -166,7 +176,8 @@ class _Step(nn.Module):
         """Draw what makes the hidden channels; make of them bilinear interpolation, and no residual."""
         for weight in (self.reduce.weight, self.reduce_guide):  # norms follow: their scale does not count
             nn.init.kaiming_normal_(weight)
-        nn.init.kaiming_normal_(self.spread, nonlinearity="linear")
+        if self.spread is not None:
+            nn.init.kaiming_normal_(self.spread, nonlinearity="linear")
         for norm in (self.reduce_norm, self.guide_norm):
             norm.reset_parameters()
         nn.init.zeros_(self.predict.weight)
@@ -180,7 +191,10 @@ class _Step(nn.Module):
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         hidden = self.reduce_norm(self.reduce(x))
         hidden = F.relu(hidden + self.guide_norm(F.conv2d(guide, self.reduce_guide, stride=2)))
-        logits = self.predict(F.conv2d(hidden, self.spread, padding=1, groups=hidden.size(1)))
+        spread = hidden
+        if self.spread is not None:
+            spread = F.conv2d(hidden, self.spread, padding=1, groups=hidden.size(1))
+        logits = self.predict(spread)
         n, c, h, w = x.shape
         out = mean_of_neighbours(
             x.reshape(n * self.groups, c // self.groups, h, w),
@@ -211,13 +225,3 @@ def _check_guide_channels(guide_channels: int | Sequence[int], steps: int) -> tu
             f"got {guide_channels!r}"
         )
     return channels
-
-
-def _resize(guide: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring a guide to the size of its step: by means of blocks as far as it can be, then bilinearly."""
-    factor = min(have // want for have, want in zip(guide.shape[2:], size, strict=True))
-    if factor > 1:
-        guide = F.avg_pool2d(guide, factor)
-    if guide.shape[2:] != size:
-        guide = F.interpolate(guide, size=size, mode="bilinear", align_corners=False)
-    return guide

@@ -23,6 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "pixeldcl": dict(order="pixeldcl"),
     "none": dict(order=None),
+    "dense": dict(separable=False),
     "groups": dict(groups=2),
     "residual": dict(residual=True),
     "x4": dict(scale_factor=4, guide_channels=(3, 2)),
@@ -294,6 +295,7 @@ def test_a_guide_of_another_size_is_resized(size: tuple[int, int]) -> None:
         (dict(groups=3), "groups must divide in_channels, got 3 with in_channels=4"),
         (dict(groups=0), "groups .* positive integer, got 0"),
         (dict(hidden_channels=-1), "hidden_channels .* positive integer, got -1"),
+        (dict(separable=0), r"separable .*\(False, True\), got 0"),
         (dict(residual=1), r"residual .*\(False, True\), got 1"),
     ],
 )

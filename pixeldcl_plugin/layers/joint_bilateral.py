@@ -1,0 +1,90 @@
+"""Joint bilateral upsampling with a learned range kernel.
+
+Source: Fu, Hamilton, Brandt, Feldmann, Zhang, Freeman, "FeatUp: A Model-Agnostic Framework for Features at
+Any Resolution" (arXiv 2403.10516), after Kopf, Cohen, Lischinski, Uyttendaele, "Joint Bilateral Upsampling"
+(SIGGRAPH 2007).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .carafe import reassemble
+from .common import Conv, check_arguments, check_guide, check_input, check_odd, resize_guide
+from .windows import window_products, window_softmax
+
+__all__ = ["JointBilateralUpsample"]
+
+
+class JointBilateralUpsample(nn.Module):
+    """Every output pixel is a mean of a window of the input, weighted by distance and by a guide.
+
+    The weight of a tap is ``exp(-d^2 / (2 s^2) + t q . k)``, normalised over the window: d the distance in
+    pixels of the input, q and k what a network of two 1x1 convolutions makes of the guide at the output's
+    pixel and at the tap; there the guide is averaged to the input's size. The width s and the temperature t
+    are learned. Taps beyond the border have no weight.
+
+    Args:
+        in_channels: Channels C of the input and of the output.
+        guide_channels: Channels of the guide.
+        up_kernel: Size of the window, odd.
+        embed_channels: Channels of q and k.
+        scale_factor: 2; there for configs that name it.
+
+    Shape:
+        ``(N, C, H, W)`` and a guide ``(N, guide_channels, 2H, 2W)`` -> ``(N, C, 2H, 2W)``. A guide of
+        another size is resized.
+
+    Raises:
+        ValueError: If an argument is none of the above; the message names the value.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        guide_channels: int,
+        *,
+        up_kernel: int = 7,
+        embed_channels: int = 32,
+        scale_factor: int = 2,
+    ) -> None:
+        super().__init__()
+        check_arguments(
+            scale_factor,
+            in_channels=in_channels,
+            guide_channels=guide_channels,
+            embed_channels=embed_channels,
+        )
+        check_odd("up_kernel", up_kernel)
+        self.in_channels = in_channels
+        self.guide_channels = guide_channels
+        self.up_kernel = up_kernel
+        self.expand = Conv(guide_channels, embed_channels, bias=True)
+        self.embed = Conv(embed_channels, embed_channels, bias=True)
+        self.log_width = nn.Parameter(torch.zeros(()))
+        self.log_temperature = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+        """Upsample ``(N, C, H, W)`` to ``(N, C, 2H, 2W)``.
+
+        Raises:
+            ValueError: If ``x`` or ``guide`` has another shape.
+        """
+        check_input(self, x, self.in_channels)
+        check_guide(self, guide, x.size(0), self.guide_channels)
+        guide = resize_guide(guide, (2 * x.size(2), 2 * x.size(3)))
+        queries, keys = (self.embed(F.gelu(self.expand(g))) for g in (guide, F.avg_pool2d(guide, 2)))
+        logits = window_products(queries, keys, self.up_kernel) * self.log_temperature.exp()
+        return reassemble(x, window_softmax(logits + self._spatial(x)))
+
+    def _spatial(self, x: Tensor) -> Tensor:
+        """Return ``-d^2 / (2 s^2)`` of the taps and phases, ``(k * k, 4, 1, 1)``."""
+        reach = self.up_kernel // 2
+        taps = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+        # The centres of the two output pixels within one of the input.
+        places = torch.tensor([-0.25, 0.25], dtype=x.dtype, device=x.device)
+        squares = (taps[:, None] - places).square()
+        distance = squares[:, None, :, None] + squares[None, :, None, :]
+        return -(distance / (2 * (2 * self.log_width).exp())).reshape(-1, 4, 1, 1)
