@@ -34,6 +34,8 @@ def test_scalars_of_resumed_runs_join(tmp_path: Path) -> None:
     write_run(tmp_path, "20260101_000000", old)
     write_run(tmp_path, "20260101_000100", [*first, {"loss": 7.0, "step": 30}], '{"loss": 6.0, "st')
     write_run(tmp_path, "20260101_000200", resumed)
+    # Killed within its first line: it has replaced nothing.
+    write_run(tmp_path, "20260101_000300", [], '{"loss": 0.1, "st')
     train, val = reports.read_scalars(tmp_path)
     assert {step: record["loss"] for step, record in train.items()} == {
         10: 3.0, 20: 2.0, 30: 1.0, 40: 0.5,
