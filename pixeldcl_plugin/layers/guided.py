@@ -195,13 +195,15 @@ class _Step(nn.Module):
         if self.spread is not None:
             spread = F.conv2d(hidden, self.spread, padding=1, groups=hidden.size(1))
         logits = self.predict(spread)
-        n, c, h, w = x.shape
-        out = mean_of_neighbours(
-            x.reshape(n * self.groups, c // self.groups, h, w),
-            logits.reshape(n * self.groups, logits.size(1) // self.groups, h, w),
-            self.order,
-        )
-        out = out.reshape(n, c, 2 * h, 2 * w)
+        if self.groups == 1:  # a reshape to the same shape would hide channels_last where N is 1
+            out = mean_of_neighbours(x, logits, self.order)
+        else:
+            n, c, h, w = x.shape
+            out = mean_of_neighbours(
+                x.reshape(n * self.groups, c // self.groups, h, w),
+                logits.reshape(n * self.groups, logits.size(1) // self.groups, h, w),
+                self.order,
+            ).reshape(n, c, 2 * h, 2 * w)
         return out if self.correct is None else out + pixel_shuffle(self.correct(hidden)).to(out.dtype)
 
 

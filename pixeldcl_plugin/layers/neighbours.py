@@ -42,7 +42,7 @@ _STAGES: dict[str | None, tuple[tuple[tuple[Neighbour, ...], ...], ...]] = {
 ORDERS = tuple(_STAGES)
 
 #: Pixels of small images that are worked on together, on a CPU: what belongs to them is to stay in the cache.
-_CHUNK_PIXELS = 2048
+_CHUNK_PIXELS = 8192
 #: Bytes of windows gathered at a time for the gradient of the weights.
 _CHUNK_BYTES = 2**19
 #: Layouts of maps of up to so many pixels are kept for the next call: 200 bytes a pixel, half a kilobyte in

@@ -373,6 +373,16 @@ def test_keeps_the_memory_format(name: str) -> None:
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("scale_factor", [2, 4])
+def test_a_single_channels_last_picture_shows_as_such(scale_factor: int) -> None:
+    """Its strides, not only is_contiguous: what follows picks its kernel by them, and NCHW's is slower."""
+    layer = make(scale_factor=scale_factor)
+    x, guides = inputs(layer, 1)
+    x = x.contiguous(memory_format=torch.channels_last)
+    out = layer(x, guides)
+    assert out.stride() == torch.empty(out.shape).to(memory_format=torch.channels_last).stride()
+
+
 def test_takes_views() -> None:
     layer = make().eval()
     x, (guide,) = inputs(layer, 2, 5, 4)
