@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 #: Public name -> the module that has it.
 _NAMES = {
     "DySample": "layers.dysample",
+    "GuidedPixelDCL": "layers.guided",
     "IPixelDCL": "layers.pixel_dcl",
     "PixelDCL": "layers.pixel_dcl",
     "PixelShuffleICNR": "layers.pixel_shuffle",
