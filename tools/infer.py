@@ -64,12 +64,12 @@ def infer(args: argparse.Namespace) -> int:
     model = read_one_model(args.models)
     root, images = inference_folder.find_images(args.images, args.out)
     jobs = inference_folder.plan(root, images, args.out, args.probabilities)
+    network = model.load_segmentor()  # Before the folder is made.
     todo, digest = inference_folder.check_output(
         jobs, args.out, Path(str(model.checkpoint)).expanduser(), force=args.overwrite, resume=args.resume
     )
     if len(todo) < len(jobs):
         print(f"{len(jobs) - len(todo)} of {len(jobs)} images are done already")
-    network = model.load_segmentor()
     segmenter = pixeldcl_plugin.Segmenter(network, device=device, max_pixels=args.max_pixels)
     inference_folder.write_record(args.out, model.config, str(model.checkpoint), digest, segmenter)
 

@@ -47,6 +47,8 @@ def test(args: argparse.Namespace) -> None:
     settings.check_settings(cfg, "test", options=args.cfg_options)
     data_check.check_data(cfg, "test", read=args.data_check)
     builder.forget_pretraining(cfg.model)
+    if not preflight.is_url(model.checkpoint):
+        builder.load_model(cfg, model.checkpoint)  # What refuses it does so before the work dir is made.
     for flag, folder in (("--out", args.out), ("--show-dir", args.show_dir)):
         preflight.check_output_dir(flag, folder, args.overwrite)
     if args.out:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
+import multiprocessing
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, cast
@@ -95,6 +97,15 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "default_hooks.*.interval": (_whole(-1), "a whole number; -1 for never"),
     "default_hooks.checkpoint.max_keep_ckpts": (_whole(-1), "a whole number; -1 for all"),
     "randomness.seed": (lambda v: _whole(0)(v) and v < 2**32, "a whole number from 0 to 2**32 - 1"),
+    "model*_head*.ignore_index": (_whole(-(2**31)), "a whole number"),
+    "env_cfg.mp_cfg.mp_start_method": (
+        lambda value: value in multiprocessing.get_all_start_methods(),
+        " or ".join(map(repr, multiprocessing.get_all_start_methods())),
+    ),
+    "log_level": (
+        lambda value: isinstance(value, int) or value in logging.getLevelNamesMapping(),
+        "a level of Python's logging, such as 'INFO'",
+    ),
     "work_dir": (lambda value: isinstance(value, str) and bool(value.strip()), "a folder"),
 }
 
@@ -123,6 +134,8 @@ def _check_call(node: Any, path: str, registry: Registry, *more: str) -> None:
         registry: What builds it.
         more: Arguments that the builder takes itself.
     """
+    if isinstance(node, str | int | float):
+        raise UsageError(f"config: {path}={node!r}: expected a dict with 'type'")
     if not isinstance(node, Mapping):
         return
     kind = node.get("type")
@@ -275,6 +288,8 @@ def check_settings(cfg: Config, split: str, *more: str, options: Mapping[str, An
         UsageError: Names the first value that cannot be used, and what can be.
     """
     options = options or {}
+    if not isinstance(cfg.model, Mapping):
+        raise UsageError(f"config: model={cfg.model!r}: expected a dict with 'type'")
     _check_numbers(cfg)
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope") or "mmengine"):
         _check_run(cfg)

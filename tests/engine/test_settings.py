@@ -61,6 +61,11 @@ REFUSED = {
     "randomness.seed=abc": "a whole number from 0 to 2**32 - 1",
     "randomness.seed=-1": "a whole number from 0 to 2**32 - 1",
     "work_dir=": "a folder",
+    "model.decode_head.ignore_index=abc": "a whole number",
+    "env_cfg.mp_cfg.mp_start_method=spawwn": "'spawn'",
+    "log_level=LOUD": "a level of Python's logging, such as 'INFO'",
+    "model=None": "a dict with 'type'",
+    "default_hooks.logger=5": "a dict with 'type'",
     # Text where a constructor wants something else.
     "model.backbone.upsample_cfg.kernel_size=big": "cannot build model with model.backbone.upsample_cfg",
     "model.backbone.base_channels=abc": "a whole number from 1",
@@ -121,6 +126,13 @@ def test_refused(option: str, tiny_config: Path) -> None:
     assert f"{key}={value!r}".rstrip("'") in message
     assert REFUSED[option] in message
     assert "\n" not in message
+
+
+def test_a_hook_that_is_text(tiny_config: Path) -> None:
+    cfg, options = _config(tiny_config)
+    cfg.custom_hooks = ["dict(type='NoHook')"]
+    with pytest.raises(UsageError, match=r"custom_hooks.0=.*: expected a dict with 'type'"):
+        settings.check_settings(cfg, "train", "val", options=options)
 
 
 @pytest.mark.parametrize("kind", ["PixelDCL", "IPixelDCL"])
