@@ -20,6 +20,7 @@ FLOORS = (
     ("apis",),
     ("analysis", "benchmark", "study"),
 )
+LONGEST = 300  # lines: a longer file is two ideas
 
 
 def name_of(file: Path) -> str:
@@ -83,3 +84,8 @@ def test_the_layers_import_torch_only() -> None:
 def test_imports_inside_the_package_are_relative() -> None:
     absolute = [name for name, file in MODULES.items() if "from pixeldcl_plugin" in file.read_text()]
     assert absolute == []
+
+
+def test_modules_are_small() -> None:
+    lengths = {name: len(file.read_text().splitlines()) for name, file in MODULES.items()}
+    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}

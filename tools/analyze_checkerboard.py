@@ -32,10 +32,10 @@ from pixeldcl_plugin.analysis.checkerboard import (
 from pixeldcl_plugin.analysis.report import print_table, write_figure
 from pixeldcl_plugin.apis.folders import find_images
 from pixeldcl_plugin.apis.model_arguments import add_models, model_names, read_models
-from pixeldcl_plugin.apis.segmenter import usable_device
 from pixeldcl_plugin.engine import console
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.checkpoints import enable_safe_loading
+from pixeldcl_plugin.utils.devices import usable_device
 from pixeldcl_plugin.utils.files import write_text_whole
 from pixeldcl_plugin.visualization.pictures import read_image
 

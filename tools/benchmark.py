@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from pixeldcl_plugin.benchmark import cases
 from pixeldcl_plugin.benchmark import measure as benchmark
 from pixeldcl_plugin.benchmark.report import print_table, write_csv, write_plot
 from pixeldcl_plugin.utils.cli import UsageError, add_overwrite_argument, user_errors
@@ -37,7 +38,7 @@ def parse_args() -> argparse.Namespace:
         type=_shape,
         help="layer: batch,in_channels,out_channels,height,width; model: base_channels,batch,height,width",
     )
-    parser.add_argument("--variants", nargs="+", choices=list(benchmark.VARIANTS), metavar="VARIANT")
+    parser.add_argument("--variants", nargs="+", choices=list(cases.VARIANTS), metavar="VARIANT")
     parser.add_argument("--directions", nargs="+", choices=["forward", "backward"])
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["fp32"])
     parser.add_argument(
@@ -66,13 +67,13 @@ def run(args: argparse.Namespace) -> None:
     if args.threads < 1 or args.rounds < 1:
         raise UsageError(f"--threads and --rounds must be positive, got {args.threads}, {args.rounds}")
     layer = args.what == "layer"
-    build = benchmark.layer_case if layer else benchmark.model_case
-    shapes = args.shapes or (benchmark.LAYER_SHAPES if layer else benchmark.MODEL_SHAPES)
+    build = cases.layer_case if layer else cases.model_case
+    shapes = args.shapes or (cases.LAYER_SHAPES if layer else cases.MODEL_SHAPES)
     for shape in shapes:
         if len(shape) != (5 if layer else 4) or min(shape) < 1:
             raise UsageError(f"--shapes: {args.what} takes {5 if layer else 4} positive numbers, got {shape}")
-    names = args.variants or list(benchmark.VARIANTS)
-    variants = {name: benchmark.VARIANTS[name] for name in names}
+    names = args.variants or list(cases.VARIANTS)
+    variants = {name: cases.VARIANTS[name] for name in names}
     # The name of a result says where it was measured: results of two machines are never mixed up.
     stem = "_".join([args.what, benchmark.hardware(args.device), f"torch-{torch.__version__}"])
     path = args.out_dir / f"{stem.replace(' ', '-').replace('/', '-')}_{args.threads}-threads.csv"

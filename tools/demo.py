@@ -20,10 +20,10 @@ from pathlib import Path
 import pixeldcl_plugin
 from pixeldcl_plugin.apis import demo, demo_server
 from pixeldcl_plugin.apis.model_arguments import add_models, model_names, read_models
-from pixeldcl_plugin.apis.segmenter import usable_device
 from pixeldcl_plugin.engine import console
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.checkpoints import enable_safe_loading
+from pixeldcl_plugin.utils.devices import usable_device
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -18,10 +18,10 @@ from pathlib import Path
 import pixeldcl_plugin
 from pixeldcl_plugin.apis import gallery
 from pixeldcl_plugin.apis.model_arguments import ModelArgument, add_models, model_names, read_models
-from pixeldcl_plugin.apis.segmenter import usable_device
 from pixeldcl_plugin.engine import console, data_check
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.checkpoints import enable_safe_loading
+from pixeldcl_plugin.utils.devices import usable_device
 from pixeldcl_plugin.utils.files import written_whole
 from pixeldcl_plugin.visualization import gallery_figure
 

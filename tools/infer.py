@@ -22,10 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import pixeldcl_plugin
 from pixeldcl_plugin.apis import folders as inference_folder
 from pixeldcl_plugin.apis.model_arguments import add_models, read_one_model
-from pixeldcl_plugin.apis.segmenter import usable_device
 from pixeldcl_plugin.engine import console
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.checkpoints import enable_safe_loading
+from pixeldcl_plugin.utils.devices import usable_device
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

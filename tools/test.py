@@ -14,7 +14,16 @@ from collections.abc import Sequence
 
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
 from pixeldcl_plugin.apis.model_arguments import add_models, read_one_model
-from pixeldcl_plugin.engine import builder, console, data_check, preflight, runtime, settings
+from pixeldcl_plugin.engine import (
+    builder,
+    console,
+    data_check,
+    hardware,
+    preflight,
+    runtime,
+    settings,
+    testing,
+)
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.checkpoints import enable_safe_loading
 from pixeldcl_plugin.utils.files import writing_to
@@ -52,13 +61,13 @@ def test(args: argparse.Namespace) -> None:
     for flag, folder in (("--out", args.out), ("--show-dir", args.show_dir)):
         preflight.check_output_dir(flag, folder, args.overwrite)
     if args.out:
-        runtime.save_predictions(cfg, args.out)
+        testing.save_predictions(cfg, args.out)
     if args.show or args.show_dir:
-        runtime.enable_drawing(cfg, args.show, args.show_dir, args.wait_time)
+        testing.enable_drawing(cfg, args.show, args.show_dir, args.wait_time)
     if args.tta:
-        runtime.enable_tta(cfg)
-    runtime.add_testing_hooks(cfg)
-    notes = runtime.adapt_to_hardware(cfg)
+        testing.enable_tta(cfg)
+    testing.add_testing_hooks(cfg)
+    notes = hardware.adapt_to_hardware(cfg)
 
     with writing_to(*filter(None, (args.out, args.show_dir, cfg.work_dir))):
         runner = runtime.build_runner(cfg)

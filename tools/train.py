@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
-from pixeldcl_plugin.engine import console, data_check, preflight, runtime, settings
+from pixeldcl_plugin.engine import console, data_check, hardware, preflight, runtime, settings
 from pixeldcl_plugin.engine.hooks import ReplaceRunHook
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.checkpoints import enable_safe_loading
@@ -53,8 +53,8 @@ def train(args: argparse.Namespace) -> None:
     runtime.set_work_dir(cfg, args.config, args.work_dir)
     runtime.set_randomness(cfg, args.seed, args.deterministic)
     if args.amp:
-        runtime.enable_amp(cfg)
-    notes = runtime.adapt_to_hardware(cfg)
+        hardware.enable_amp(cfg)
+    notes = hardware.adapt_to_hardware(cfg)
     settings.check_settings(cfg, "train", "val", options=args.cfg_options)
     data_check.check_data(cfg, "train", "val", read=args.data_check)
     preflight.check_weights(cfg)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from ..engine.builder import load_model, scope_of
 from ..engine.runtime import leaf_datasets
 from ..utils.cli import UsageError
+from ..utils.devices import usable_device
 from ..utils.label_maps import voc_palette
 from ..visualization.pictures import ImageSource, read_image
 from .export import size_multiple
@@ -241,24 +242,6 @@ def _kept(logits: Tensor, maps: Maps | None) -> Tensor:
         return logits
     probabilities = logits.softmax(dim=1)
     return (probabilities * 255).round().to(torch.uint8) if maps == "bytes" else probabilities
-
-
-def usable_device(device: str | torch.device | None) -> torch.device:
-    """Return where to compute: the given device, by default a GPU if there is one.
-
-    Raises:
-        UsageError: If the device cannot be used here; the message says why.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        usable = torch.device(device)
-        torch.empty(0, device=usable)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        # torch has a type of its own for an unknown name, an absent driver and an absent backend
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device {str(device)!r} cannot be used here: {reason}") from error
-    return usable
 
 
 def _load(model: str | Path | Config | EncoderDecoder, checkpoint: str | Path | None) -> EncoderDecoder:

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset
 from mmengine.registry import DefaultScope
-from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import DATASETS
-from rich.console import Console
-from rich.progress import track
 
 from ..datasets.pairs import Pair, PairReader
 from ..utils.cli import UsageError, is_main_process
 from ..utils.config_errors import find_key
-from ..utils.files import written_whole
 from .dry_build import building
+from .pair_check import SHOWN, check_pairs, listed_pairs
 from .preflight import hint_to_make, is_url
 from .runtime import leaf_datasets
 
-__all__ = ["cache_dir", "check_data"]
-
-_SHOWN = 20
-_CACHE = "good_pairs"
-_CACHED = 4_000_000  # pairs at most
-_DIGEST = 16  # bytes
-_VERSION = 1  # of the checks
+__all__ = ["check_data"]
 
 
 def check_data(cfg: Config, split: str, *more: str, read: bool = False) -> None:
@@ -79,9 +65,9 @@ def check_data(cfg: Config, split: str, *more: str, read: bool = False) -> None:
         leaves = list(_leaves(dataset))
         for leaf in leaves:
             _check_classes(cfg, leaf, name)
-        readers[name] = [found for leaf in leaves if (found := _pairs(cfg, leaf))]
+        readers[name] = [found for leaf in leaves if (found := listed_pairs(cfg, leaf))]
     if is_main_process():
-        _read(readers)
+        check_pairs(readers)
 
 
 # --- paths ---------------------------------------------------------------------------------------
@@ -137,7 +123,7 @@ def _check_list(file: Path, split: str) -> None:
     if "\0" in text:
         raise UsageError(f"{name} is no text file; expected a list of images, one name a line")
     if blank := [str(number) for number, line in enumerate(lines, 1) if not line.strip()]:
-        raise UsageError(f"{name}: blank lines, which name no image: {', '.join(blank[:_SHOWN])}")
+        raise UsageError(f"{name}: blank lines, which name no image: {', '.join(blank[:SHOWN])}")
 
 
 def _require_image(dataset: Mapping[str, Any], folder: Path, split: str) -> None:
@@ -194,128 +180,3 @@ def _check_classes(cfg: Config, dataset: Any, split: str) -> None:
                     f"config: {path}={count}: the {split} data of {type(dataset).__name__} have "
                     f"{len(classes)} classes"
                 )
-
-
-# --- pairs ---------------------------------------------------------------------------------------
-
-
-def _steps(pipeline: Any) -> Iterator[Any]:
-    for step in getattr(pipeline, "transforms", None) or getattr(pipeline, "subroutines", None) or ():
-        yield step
-        yield from _steps(step)
-
-
-def _pairs(cfg: Config, dataset: Any) -> tuple[PairReader, list[Pair]] | None:
-    """Return what a dataset lists and how to read it; None for those that check their files themselves."""
-    if not isinstance(dataset, BaseDataset):
-        return None
-    steps = list(_steps(getattr(dataset, "pipeline", None)))
-    image = next((step for step in steps if isinstance(step, LoadImageFromFile)), None)
-    labels = next((step for step in steps if isinstance(step, LoadAnnotations)), None)
-    infos = [dataset.get_data_info(index) for index in range(len(dataset))]
-    if image is None or not infos or "img_path" not in infos[0]:
-        return None
-    classes = dataset.metainfo.get("classes")
-    head = cfg.model.get("decode_head")
-    head = head[-1] if isinstance(head, list | tuple) else head or {}
-    reader = PairReader(
-        image,
-        labels if "seg_map_path" in infos[0] else None,
-        num_classes=None if classes is None else len(classes),
-        ignore_index=head.get("ignore_index", getattr(dataset, "ignore_index", 255)),
-        reduce_zero_label=infos[0].get("reduce_zero_label", False),
-        label_map=infos[0].get("label_map"),
-    )
-    return reader, [_pair(info) for info in infos]
-
-
-def _pair(info: Mapping[str, Any]) -> Pair:
-    labels = info.get("seg_map_path")
-    return Pair(Path(info["img_path"]), None if labels is None else Path(labels))
-
-
-def _read(readers: Mapping[str, Sequence[tuple[PairReader, list[Pair]]]]) -> None:
-    """Read the pairs that were not found good before.
-
-    Raises:
-        UsageError: Lists those that cannot be used.
-    """
-    good = _read_cache()
-    seen: set[bytes] = set()
-    todo: dict[Any, tuple[str, PairReader, Pair]] = {}
-    count = 0
-    for split, parts in readers.items():
-        for reader, pairs in parts:
-            count += len(pairs)
-            for pair in pairs:
-                digest = _digest(pair, reader)
-                if digest in good:
-                    seen.add(digest)
-                else:
-                    todo.setdefault(digest or pair, (split, reader, pair))
-    faults = []
-    for (key, (split, _, _)), fault in zip(todo.items(), _verdicts(list(todo.values())), strict=True):
-        if fault is not None:
-            faults.append(f"  {split}: {fault[0].as_posix()}: {fault[1]}")
-        elif isinstance(key, bytes):
-            seen.add(key)
-    if seen - good:
-        _write_cache(good, seen)
-    if faults:
-        listed = sorted(faults)[:_SHOWN]
-        if len(faults) > _SHOWN:
-            listed.append(f"  ... and {len(faults) - _SHOWN} more")
-        raise UsageError(
-            "\n".join([f"{len(faults)} of the {count} pairs of the data cannot be used:", *listed])
-        )
-
-
-def _verdicts(todo: Sequence[tuple[str, PairReader, Pair]]) -> Iterator[tuple[Path, str] | None]:
-    # Decoding releases Python's lock, and threads start at once where processes import for seconds.
-    pool = ThreadPoolExecutor(os.cpu_count())
-    console = Console(stderr=True)
-    verdicts = pool.map(lambda item: item[1].fault(item[2]), todo)
-    try:
-        yield from track(verdicts, "checking the data", len(todo), console=console, transient=True,
-                         disable=not console.is_terminal)  # fmt: skip
-    finally:
-        pool.shutdown(cancel_futures=True)  # An interrupt must not wait for the rest.
-
-
-# --- cache ---------------------------------------------------------------------------------------
-
-
-def cache_dir() -> Path:
-    """Return the user's folder for what this package may compute again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pixeldcl_plugin"
-
-
-def _digest(pair: Pair, reader: PairReader) -> bytes | None:
-    """Return what stands for a pair as it is now, read by these rules; None if a file is missing."""
-    parts: list[object] = [_VERSION, reader.rules]
-    for file in (pair.image, pair.labels):
-        if file is not None:
-            try:
-                stat = file.stat()
-            except OSError:
-                return None
-            parts += [str(file.absolute()), stat.st_size, stat.st_mtime_ns]
-    return blake2b(repr(parts).encode(errors="surrogateescape"), digest_size=_DIGEST).digest()
-
-
-def _read_cache() -> set[bytes]:
-    """Return the digests of the pairs found good before; a damaged file holds none of these."""
-    try:
-        data = (cache_dir() / _CACHE).read_bytes()
-    except OSError:
-        return set()
-    return {data[start : start + _DIGEST] for start in range(0, len(data), _DIGEST)}
-
-
-def _write_cache(known: set[bytes], now: set[bytes]) -> None:
-    """Add digests to the cache, dropping the older ones where it becomes too large."""
-    digests = known | now if len(known | now) <= _CACHED else now
-    with contextlib.suppress(OSError):  # Without a place for it there is no cache.
-        cache_dir().mkdir(parents=True, exist_ok=True)
-        with written_whole(cache_dir() / _CACHE) as part:
-            part.write_bytes(b"".join(digests))

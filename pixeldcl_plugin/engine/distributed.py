@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..registry import register
 
-@MODEL_WRAPPERS.register_module()
+
+@register(MODEL_WRAPPERS)
 class GlobalBatchDDP(MMDistributedDataParallel):
     """Distributed data parallel training whose step is that of one process on the global batch.
 

@@ -18,7 +18,7 @@ from mmengine.logging.history_buffer import HistoryBuffer
 from torch import Tensor
 
 from ..utils.checkpoints import CheckpointError, load_checkpoint, state_of
-from .hooks import get_random_state, numpy_state, python_state
+from .random_state import get_random_state, numpy_state, python_state
 
 __all__ = [
     "ResumePoint",

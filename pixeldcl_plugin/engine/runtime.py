@@ -1,4 +1,4 @@
-"""From a config to a runner: reading it, applying the flags, fitting it to the machine."""
+"""From a config to a runner: reading it, applying the flags, building."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import datetime
 import difflib
 import inspect
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,22 +22,17 @@ from ..utils.compat import resolve_config
 from .checkpoint_hooks import FiniteLossHook, RepeatValidationHook, WholeCheckpointHook
 from .console import QuietRunner
 from .distributed import GlobalBatchDDP
-from .hooks import CompleteWeightsHook, PlainCheckpointHook, RandomStateHook
-from .optim import BFloat16OptimWrapper
+from .hardware import wrapper_type
+from .hooks import PlainCheckpointHook
+from .random_state import RandomStateHook
 from .resume_hook import CheckedResumeHook
 
 __all__ = [
-    "adapt_to_hardware",
-    "add_testing_hooks",
     "add_training_hooks",
     "build_runner",
     "close_process_group",
-    "enable_amp",
-    "enable_drawing",
-    "enable_tta",
     "leaf_datasets",
     "load_config",
-    "save_predictions",
     "set_randomness",
     "set_work_dir",
 ]
@@ -141,90 +135,6 @@ def set_randomness(cfg: Config, seed: int | None, deterministic: bool = False) -
     cfg.randomness = randomness
 
 
-def enable_amp(cfg: Config) -> None:
-    """Switch training to mixed precision: float16 with loss scaling on a GPU, else bfloat16.
-
-    A config that asks for bfloat16 keeps it on a GPU too.
-
-    Raises:
-        UsageError: If the config's optimizer wrapper is of a kind with no such counterpart.
-    """
-    wrapper = cfg.get("optim_wrapper")
-    kind = _type_name(wrapper.get("type", "OptimWrapper")) if isinstance(wrapper, Mapping) else wrapper
-    if kind not in ("OptimWrapper", "AmpOptimWrapper", BFloat16OptimWrapper.__name__):
-        raise UsageError(f"--amp works with optim_wrapper type 'OptimWrapper', got {kind!r}")
-    if kind == BFloat16OptimWrapper.__name__:
-        return
-    if torch.cuda.is_available():
-        wrapper["type"] = "AmpOptimWrapper"
-        wrapper.setdefault("loss_scale", "dynamic")
-        return
-    wrapper["type"] = BFloat16OptimWrapper.__name__
-    for key in ("loss_scale", "dtype", "use_fsdp"):
-        wrapper.pop(key, None)
-
-
-def adapt_to_hardware(cfg: Config) -> list[str]:
-    """Make a config written for GPUs run on a machine without one.
-
-    Synchronised batch norm becomes batch norm in a single process, float16 becomes bfloat16, and
-    processes talk through gloo. On a machine with a GPU nothing changes.
-
-    Returns:
-        What was changed, one sentence each, for the log.
-
-    Raises:
-        UsageError: If a distributed run is asked for in a way that cannot work here.
-    """
-    launcher = cfg.get("launcher", "none")
-    if launcher == "pytorch" and "RANK" not in os.environ:
-        raise UsageError("--launcher pytorch needs torchrun: torchrun --nproc-per-node N tools/...")
-    if torch.cuda.is_available():
-        return []
-    notes = []
-    wrapper = cfg.get("optim_wrapper")
-    if isinstance(wrapper, Mapping) and _type_name(wrapper.get("type")) == "AmpOptimWrapper":
-        enable_amp(cfg)
-        notes.append("No GPU: mixed precision uses bfloat16 in place of float16.")
-    if launcher not in ("none", "pytorch"):
-        raise UsageError(f"--launcher {launcher} needs GPUs; without, use torchrun and pytorch")
-    if launcher == "pytorch":
-        notes.append("No GPU: the processes communicate through gloo.")
-    synchronised = launcher == "pytorch" and _wrapper_type(cfg) == GlobalBatchDDP.__name__
-    if replaced := _replace_sync_bn(cfg.model, "SyncBN" if synchronised else "BN"):
-        notes.append(f"No GPU: {replaced} SyncBN settings of the model became BN.")
-    if cfg.get("sync_bn"):
-        cfg.sync_bn = "torch" if synchronised else None
-    return notes
-
-
-def _type_name(kind: Any) -> Any:
-    """Return the name of a type that a config gives as a class, a name, or a name with a scope before it."""
-    name = kind.__name__ if isinstance(kind, type) else kind
-    return name.rpartition(".")[2] if isinstance(name, str) else name
-
-
-def _wrapper_type(cfg: Config) -> Any:
-    """Return the type of the model wrapper of a distributed run: MMEngine's own gives way to ours."""
-    kind = (cfg.get("model_wrapper_cfg") or {}).get("type", "MMDistributedDataParallel")
-    ours = ("MMDistributedDataParallel", GlobalBatchDDP.__name__)
-    return GlobalBatchDDP.__name__ if _type_name(kind) in ours else kind
-
-
-def _replace_sync_bn(node: Any, kind: str) -> int:
-    """Replace synchronised batch norms that need a GPU in a nested config, in place; return how often."""
-    if isinstance(node, list | tuple):
-        return sum(_replace_sync_bn(item, kind) for item in node)
-    if not isinstance(node, dict):
-        return 0
-    count = sum(_replace_sync_bn(item, kind) for item in node.values())
-    name = _type_name(node.get("type"))
-    if name in ("SyncBN", "MMSyncBN") and name != kind:
-        node["type"] = kind
-        count += 1
-    return count
-
-
 def add_training_hooks(cfg: Config) -> None:
     """Add the hooks for safe and exact resuming and plain checkpoints to any config that lacks them."""
     hooks = list(cfg.get("custom_hooks") or [])
@@ -252,11 +162,6 @@ def add_training_hooks(cfg: Config) -> None:
         imports["imports"] = [*modules, "pixeldcl_plugin"]
         imports.setdefault("allow_failed_imports", False)
         cfg.custom_imports = imports
-
-
-def add_testing_hooks(cfg: Config) -> None:
-    """Add the hook that refuses a checkpoint of another model."""
-    cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), dict(type=CompleteWeightsHook.__name__)]
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -287,7 +192,7 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def _set_model_wrapper(cfg: Config) -> None:
-    wrapper = dict(cfg.get("model_wrapper_cfg") or {}, type=_wrapper_type(cfg))
+    wrapper = dict(cfg.get("model_wrapper_cfg") or {}, type=wrapper_type(cfg))
     if wrapper["type"] == GlobalBatchDDP.__name__:
         wrapper.setdefault("find_unused_parameters", cfg.get("find_unused_parameters", False))
         wrapper["channels_last"] = bool(cfg.get("channels_last"))
@@ -306,52 +211,3 @@ def close_process_group() -> None:
         # MMEngine collects the results of an evaluation here and leaves the folder behind.
         with contextlib.suppress(OSError):
             Path(".dist_test").rmdir()
-
-
-# --- testing -------------------------------------------------------------------------------------
-
-
-def enable_tta(cfg: Config) -> None:
-    """Replace the model and the pipeline of a test by those for test-time augmentation.
-
-    Raises:
-        UsageError: If the config does not define them.
-    """
-    missing = [key for key in ("tta_model", "tta_pipeline") if cfg.get(key) is None]
-    if missing:
-        raise UsageError(f"--tta: the config defines no {' and no '.join(missing)}")
-    for dataset in leaf_datasets(cfg.test_dataloader.dataset):
-        dataset["pipeline"] = cfg.tta_pipeline
-    cfg.model = dict(**cfg.tta_model, module=cfg.model)
-
-
-def save_predictions(cfg: Config, folder: str) -> None:
-    """Make a test write its predicted label maps as PNG files, and evaluate them as well.
-
-    Raises:
-        UsageError: If the config's evaluation has no metric that writes predictions.
-    """
-    evaluator = cfg.get("test_evaluator")
-    metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
-    writers = [m for m in metrics if isinstance(m, dict) and m.get("type") == "IoUMetric"]
-    if not writers:
-        raise UsageError("--out: the config's test_evaluator has no IoUMetric to write predictions")
-    writers[0]["output_dir"] = folder
-
-
-def enable_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
-    """Make a test draw its predictions over the images, in a window or into a folder.
-
-    Raises:
-        UsageError: If the config has no hook that draws, or there is no display for a window.
-    """
-    hook = (cfg.get("default_hooks") or {}).get("visualization")
-    if hook is None or cfg.get("visualizer") is None:
-        raise UsageError("--show and --show-dir need a visualizer and default_hooks.visualization")
-    if show and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
-        raise UsageError("--show: there is no display; write the pictures with --show-dir instead")
-    hook["draw"] = True
-    if show:
-        hook.update(show=True, wait_time=wait_time)
-    if show_dir is not None:
-        cfg.visualizer["save_dir"] = show_dir

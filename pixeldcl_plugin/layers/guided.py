@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from .arguments import check_choice, check_positive, is_int
 from .common import Conv, check_guide, check_input, pixel_shuffle, resize_guide
 from .interleave import memory_format
-from .neighbours import ORDERS, bilinear_weights, mean_of_neighbours, phase_neighbours
+from .neighbour_means import mean_of_neighbours
+from .neighbours import ORDERS, bilinear_weights, phase_neighbours
 
 __all__ = ["GuidedPixelDCL"]
 
@@ -30,7 +31,7 @@ _LEFT_OUT = 3e-5
 class GuidedPixelDCL(nn.Module):
     """Upsample by weighted means of neighbours, with weights predicted from the map and a finer guide.
 
-    A step doubles the size (:func:`~pixeldcl_plugin.layers.neighbours.mean_of_neighbours`)::
+    A step doubles the size (:func:`~pixeldcl_plugin.layers.neighbour_means.mean_of_neighbours`)::
 
         h      = relu(norm(conv1x1(x)) + norm(conv2x2_stride2(guide)))
         logits = conv1x1(depthwise_conv3x3(h))

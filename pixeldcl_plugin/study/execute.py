@@ -19,7 +19,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..engine import console, preflight, runtime
+from ..engine import console, hardware, preflight, runtime
 from ..engine.hooks import ReplaceRunHook
 from ..evaluation.checkerboard import nyquist_energy
 from ..utils.checkpoints import enable_safe_loading
@@ -52,7 +52,7 @@ def run_config(study: Study, run: Run) -> Config:
     cfg.default_hooks["checkpoint"]["save_best"] = None
     if run.selecting and study.selection is not None:
         _hold_out(cfg, study.selection.held_out)
-    runtime.adapt_to_hardware(cfg)
+    hardware.adapt_to_hardware(cfg)
     return cfg
 
 

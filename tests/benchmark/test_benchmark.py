@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pixeldcl_plugin.benchmark import cases
 from pixeldcl_plugin.benchmark import measure as benchmark
 from pixeldcl_plugin.layers.pixel_dcl import PixelDCL
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def test_literal_variant_is_the_same_layer(kernel_size: int) -> None:
     torch.manual_seed(0)
     fast = PixelDCL(3, 4, kernel_size=kernel_size, init="kaiming").double()
-    literal = benchmark._LiteralLayer(3, 4, kernel_size=kernel_size).double()
+    literal = cases._LiteralLayer(3, 4, kernel_size=kernel_size).double()
     literal.load_state_dict(fast.state_dict())
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
     torch.testing.assert_close(fast(x), literal(x), rtol=0, atol=1e-10)
@@ -28,10 +29,10 @@ def test_literal_variant_is_the_same_layer(kernel_size: int) -> None:
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_variants_are_measured_in_turn(backward: bool) -> None:
-    variants = {name: benchmark.VARIANTS[name] for name in ("deconv k4", "pixeldcl literal", "pixeldcl")}
+    variants = {name: cases.VARIANTS[name] for name in ("deconv k4", "pixeldcl literal", "pixeldcl")}
     order: list[str] = []
     results = benchmark.measure(
-        benchmark.layer_case,
+        cases.layer_case,
         (1, 8, 4, 8, 8),
         variants,
         benchmark.Setting(backward),
@@ -56,9 +57,9 @@ def test_variants_are_measured_in_turn(backward: bool) -> None:
 
 
 def test_whole_models_can_be_measured() -> None:
-    variants = {name: benchmark.VARIANTS[name] for name in ("deconv k4", "pixeldcl depthwise", "ipixeldcl")}
+    variants = {name: cases.VARIANTS[name] for name in ("deconv k4", "pixeldcl depthwise", "ipixeldcl")}
     results = benchmark.measure(
-        benchmark.model_case,
+        cases.model_case,
         (2, 1, 32, 32),
         variants,
         benchmark.Setting(True, dtype=torch.bfloat16, channels_last=True),

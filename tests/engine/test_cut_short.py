@@ -25,7 +25,7 @@ from mmengine.registry import DATASETS, METRICS, MODELS
 from mmengine.runner import Runner
 from torch import nn
 
-from pixeldcl_plugin.engine import hooks, preflight, runtime
+from pixeldcl_plugin.engine import hardware, preflight, random_state, runtime
 from pixeldcl_plugin.engine.checkpoint_hooks import DivergedError, FiniteLossHook
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.checkpoints import CheckpointError, load_checkpoint, read_state
@@ -92,9 +92,9 @@ def _registered() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _generators_restored() -> Iterator[None]:
-    state = hooks.get_random_state()
+    state = random_state.get_random_state()
     yield
-    hooks.set_random_state(state)
+    random_state.set_random_state(state)
 
 
 def shrunk(value: Any, factor: float) -> Any:
@@ -153,7 +153,7 @@ def start(cfg: dict[str, Any], work_dir: Path, resume: str | None, *more: Hook) 
     fresh.experiment_name = f"{work_dir.name}_{random.SystemRandom().random()}"
     preflight.prepare_work_dir(fresh, resume, overwrite=False)
     runtime.add_training_hooks(fresh)
-    runtime.adapt_to_hardware(fresh)
+    hardware.adapt_to_hardware(fresh)
     runner = runtime.build_runner(fresh)
     for hook in more:
         runner.register_hook(hook)

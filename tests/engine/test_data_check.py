@@ -15,7 +15,7 @@ import pytest
 from mmengine.config import Config
 
 from pixeldcl_plugin.datasets import pairs
-from pixeldcl_plugin.engine import data_check, runtime
+from pixeldcl_plugin.engine import data_check, pair_check, runtime
 from pixeldcl_plugin.utils.cli import UsageError
 
 TRAIN_LIST = "ImageSets/Segmentation/train.txt"
@@ -192,7 +192,7 @@ def test_all_are_listed_sorted_and_a_long_list_is_cut(
     first, *lines = str(error.value).splitlines()
     assert first.startswith("4 of the 9 pairs")
     assert [re.search(r"\w+_\d", line)[0] for line in lines] == ["train_0", "train_2", "train_4", "val_2"]
-    monkeypatch.setattr(data_check, "_SHOWN", 2)
+    monkeypatch.setattr(pair_check, "SHOWN", 2)
     with pytest.raises(UsageError, match=r"train_2\.jpg: missing\n  \.\.\. and 2 more$"):
         data_check.check_data(cfg, "train", "val", read=True)
 
@@ -249,10 +249,10 @@ def test_reads_each_pair_once_and_not_again(cfg: Config, data: Path, monkeypatch
         data_check.check_data(cfg, "train", read=True)
     assert len(read) == 32
     cfg.model.decode_head.ignore_index = 255
-    (data_check.cache_dir() / "good_pairs").write_bytes(os.urandom(100))
+    (pair_check.cache_dir() / "good_pairs").write_bytes(os.urandom(100))
     data_check.check_data(cfg, "train", read=True)
     assert len(read) == 44
-    assert [file.name for file in data_check.cache_dir().iterdir()] == ["good_pairs"]
+    assert [file.name for file in pair_check.cache_dir().iterdir()] == ["good_pairs"]
 
 
 def test_nothing_is_kept_where_there_is_no_place(

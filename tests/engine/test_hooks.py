@@ -19,7 +19,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
-from pixeldcl_plugin.engine import hooks
+from pixeldcl_plugin.engine import hooks, random_state
 from pixeldcl_plugin.utils.checkpoints import CheckpointError, load_checkpoint
 
 
@@ -187,9 +187,9 @@ def test_validation_leaves_the_random_state(tmp_path: Path) -> None:
     runner = build(tmp_path, "iter", 1)
     runner.train()
     before = draw()
-    hooks.set_random_state(state := hooks.get_random_state())
+    random_state.set_random_state(state := random_state.get_random_state())
     expected = draw()
-    hooks.set_random_state(state)
+    random_state.set_random_state(state)
     runner.val_loop.run()
     assert draw() == expected != before
 
@@ -200,9 +200,9 @@ def draw() -> list[float]:
 
 def test_random_state_survives_a_checkpoint(tmp_path: Path) -> None:
     draw()  # gauss() and normal() keep a second number for the next call.
-    torch.save(hooks.get_random_state(), tmp_path / "state.pth")
+    torch.save(random_state.get_random_state(), tmp_path / "state.pth")
     expected = draw()
-    hooks.set_random_state(torch.load(tmp_path / "state.pth", weights_only=True))
+    random_state.set_random_state(torch.load(tmp_path / "state.pth", weights_only=True))
     assert draw() == expected
 
 
@@ -279,6 +279,6 @@ def test_plain(value: object, plain: object) -> None:
 
 @pytest.fixture(autouse=True)
 def _generators_restored() -> Iterator[None]:
-    state = hooks.get_random_state()
+    state = random_state.get_random_state()
     yield
-    hooks.set_random_state(state)
+    random_state.set_random_state(state)

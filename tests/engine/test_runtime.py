@@ -12,7 +12,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 
-from pixeldcl_plugin.engine import runtime
+from pixeldcl_plugin.engine import hardware, runtime, testing
 from pixeldcl_plugin.utils.cli import UsageError
 
 
@@ -98,10 +98,10 @@ def test_amp_keeps_the_other_settings(kind: str | type | None, monkeypatch: pyte
     wrapper = dict(optimizer=dict(type="SGD", lr=1), accumulative_counts=4, loss_scale=512.0)
     cfg = Config(dict(optim_wrapper=dict(wrapper, **({"type": kind} if kind else {}))))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    runtime.enable_amp(cfg)
+    hardware.enable_amp(cfg)
     assert cfg.optim_wrapper == dict(wrapper, type="AmpOptimWrapper")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    runtime.enable_amp(cfg)
+    hardware.enable_amp(cfg)
     del wrapper["loss_scale"]
     assert cfg.optim_wrapper == dict(wrapper, type="BFloat16OptimWrapper")
 
@@ -111,14 +111,14 @@ def test_amp_keeps_bfloat16_that_a_config_asks_for(gpu: bool, monkeypatch: pytes
     wrapper = dict(type="BFloat16OptimWrapper", optimizer=dict(type="SGD", lr=1))
     cfg = Config(dict(optim_wrapper=dict(wrapper)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    runtime.enable_amp(cfg)
+    hardware.enable_amp(cfg)
     assert cfg.optim_wrapper == wrapper
 
 
 @pytest.mark.parametrize("wrapper", [dict(type="OptimWrapperDict"), None])
 def test_amp_refuses_other_wrappers(wrapper: dict | None) -> None:
     with pytest.raises(UsageError, match="OptimWrapper"):
-        runtime.enable_amp(Config(dict(optim_wrapper=wrapper)))
+        hardware.enable_amp(Config(dict(optim_wrapper=wrapper)))
 
 
 def test_bfloat16_wrapper_accumulates_and_clips_as_the_plain_one() -> None:
@@ -173,7 +173,7 @@ def gpu_config() -> Config:
 
 def test_gpu_config_is_adapted_to_cpu(cpu_only: None) -> None:
     cfg = gpu_config()
-    notes = runtime.adapt_to_hardware(cfg)
+    notes = hardware.adapt_to_hardware(cfg)
     assert cfg.model.backbone.norm_cfg == dict(type="BN", requires_grad=True)
     assert [head.norm_cfg.type for head in cfg.model.auxiliary_head] == ["BN", "GN"]
     assert cfg.optim_wrapper == dict(type="BFloat16OptimWrapper")
@@ -197,7 +197,7 @@ def test_processes_without_a_gpu(
     cfg = gpu_config()
     cfg.update(launcher="pytorch", model_wrapper_cfg=wrapper, sync_bn="mmcv")
     cfg.model.auxiliary_head[0].norm_cfg.type = "MMSyncBN"  # a compiled operation of mmcv
-    assert any("gloo" in note for note in runtime.adapt_to_hardware(cfg))
+    assert any("gloo" in note for note in hardware.adapt_to_hardware(cfg))
     assert cfg.model.backbone.norm_cfg == dict(type=norm, requires_grad=True)
     assert [head.norm_cfg.type for head in cfg.model.auxiliary_head] == [norm, "GN"]
     assert cfg.sync_bn == sync_bn
@@ -206,7 +206,7 @@ def test_processes_without_a_gpu(
 def test_config_is_left_alone_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     cfg = gpu_config()
-    assert runtime.adapt_to_hardware(cfg) == []
+    assert hardware.adapt_to_hardware(cfg) == []
     assert cfg.to_dict() == gpu_config().to_dict()
 
 
@@ -215,7 +215,7 @@ def test_launchers_that_cannot_work(cpu_only: None, launcher: str, message: str)
     cfg = gpu_config()
     cfg.launcher = launcher
     with pytest.raises(UsageError, match=message):
-        runtime.adapt_to_hardware(cfg)
+        hardware.adapt_to_hardware(cfg)
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
@@ -289,33 +289,33 @@ def test_the_saving_of_checkpoints_keeps_its_settings_and_a_hook_of_its_own() ->
 def test_tta_wraps_the_model(tiny_config: Path) -> None:
     cfg = runtime.load_config(str(tiny_config))
     model = cfg.model
-    runtime.enable_tta(cfg)
+    testing.enable_tta(cfg)
     assert (cfg.model.type, cfg.model.module) == ("SegTTAModel", model)
     assert cfg.test_dataloader.dataset.pipeline[1].type == "TestTimeAug"
     with pytest.raises(UsageError, match="defines no tta_pipeline"):
-        runtime.enable_tta(Config(dict(tta_model={}, test_dataloader={})))
+        testing.enable_tta(Config(dict(tta_model={}, test_dataloader={})))
 
 
 def test_predictions_are_saved_by_the_metric_that_can() -> None:
     metrics = [dict(type="Other"), dict(type="IoUMetric")]
     cfg = Config(dict(test_evaluator=metrics))
-    runtime.save_predictions(cfg, "out")
+    testing.save_predictions(cfg, "out")
     # IoUMetric takes any argument, also those that it has no use for.
     assert cfg.test_evaluator[1] == dict(type="IoUMetric", output_dir="out")
     with pytest.raises(UsageError, match="no IoUMetric"):
-        runtime.save_predictions(Config(dict(test_evaluator=dict(type="Other"))), "out")
+        testing.save_predictions(Config(dict(test_evaluator=dict(type="Other"))), "out")
 
 
 def test_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(runtime.sys, "platform", "linux")
+    monkeypatch.setattr(testing.sys, "platform", "linux")
     cfg = Config(dict(visualizer={}, default_hooks=dict(visualization=dict(type="X"))))
     with pytest.raises(UsageError, match="no display"):
-        runtime.enable_drawing(cfg, show=True, show_dir=None, wait_time=1)
+        testing.enable_drawing(cfg, show=True, show_dir=None, wait_time=1)
     monkeypatch.setenv("DISPLAY", ":0")
-    runtime.enable_drawing(cfg, show=True, show_dir="folder", wait_time=1)
+    testing.enable_drawing(cfg, show=True, show_dir="folder", wait_time=1)
     assert cfg.default_hooks.visualization == dict(type="X", draw=True, show=True, wait_time=1)
     assert cfg.visualizer.save_dir == "folder"
     with pytest.raises(UsageError, match="visualizer"):
-        runtime.enable_drawing(Config({}), show=False, show_dir="folder", wait_time=1)
+        testing.enable_drawing(Config({}), show=False, show_dir="folder", wait_time=1)

@@ -9,7 +9,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from pixeldcl_plugin.engine import runtime, settings
+from pixeldcl_plugin.engine import hardware, runtime, settings
 from pixeldcl_plugin.utils.cli import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ def _config(path: Path, *options: str) -> tuple[Config, dict[str, object]]:
         except (ValueError, SyntaxError):
             given[key] = text
     cfg = runtime.load_config(str(path), given)
-    runtime.adapt_to_hardware(cfg)
+    hardware.adapt_to_hardware(cfg)
     return cfg, given
 
 

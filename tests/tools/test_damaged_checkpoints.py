@@ -24,7 +24,7 @@ from mmseg.visualization import SegLocalVisualizer
 import pixeldcl_plugin
 from pixeldcl_plugin.engine import console, runtime
 from pixeldcl_plugin.engine.builder import build_model
-from pixeldcl_plugin.engine.hooks import get_random_state, set_random_state
+from pixeldcl_plugin.engine.random_state import get_random_state, set_random_state
 from pixeldcl_plugin.engine.resume_hook import CheckedResumeHook
 from pixeldcl_plugin.utils import checkpoints
 
