@@ -46,11 +46,18 @@ __all__ = [*sorted(_NAMES), *sorted(_MODULES), "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
-    if name in _MODULES:
-        return importlib.import_module(f".{_MODULES[name]}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = _NAMES.get(name) or _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        found = importlib.import_module(f".{module}", __name__)
+    except ModuleNotFoundError as error:
+        if error.name not in ("mmengine", "mmcv", "mmseg"):
+            raise
+        raise ModuleNotFoundError(
+            f"{__name__}.{name} needs MMSegmentation: pip install 'pixeldcl-plugin[onedl]'", name=error.name
+        ) from error
+    return getattr(found, name) if name in _NAMES else found
 
 
 def __dir__() -> list[str]:

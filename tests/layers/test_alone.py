@@ -36,7 +36,8 @@ importlib.util.find_spec = lambda name, *args: None if name in ABSENT else found
 sys.meta_path.insert(0, TorchOnly)
 import torch
 loaded, start = set(sys.modules), time.perf_counter()
-from pixeldcl_plugin import DySample, IPixelDCL, PixelDCL, PixelShuffleICNR, TorchCARAFE, functional
+from pixeldcl_plugin import DySample, GuidedPixelDCL, IPixelDCL, PixelDCL, PixelShuffleICNR, TorchCARAFE
+from pixeldcl_plugin import functional
 seconds = time.perf_counter() - start
 for layer in (DySample, IPixelDCL, PixelDCL, PixelShuffleICNR, TorchCARAFE):
     assert layer(4, 4)(torch.rand(1, 4, 5, 6)).shape == (1, 4, 10, 12), layer
@@ -44,6 +45,13 @@ layer = PixelDCL(4, 4, inner_act_cfg=dict(type="LeakyReLU", negative_slope=0.2))
 assert layer.inner_act.negative_slope == 0.2
 families = {name.split(".")[1] for name in sys.modules if name.startswith("pixeldcl_plugin.")}
 assert families == {"layers"}, families
+try:
+    import pixeldcl_plugin
+    pixeldcl_plugin.create_model
+except ModuleNotFoundError as error:
+    assert "create_model needs MMSegmentation: pip install 'pixeldcl-plugin[onedl]'" in str(error), error
+else:
+    raise AssertionError("create_model was found")
 assert not ABSENT & {name.partition(".")[0] for name in set(sys.modules) - loaded}
 print(seconds)
 """
