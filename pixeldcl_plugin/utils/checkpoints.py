@@ -202,7 +202,8 @@ def state_of(loaded: Any, file: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise CheckpointError(
             f"checkpoint {os.fspath(file)!r}: {unusable!r} is NaN or infinite: its training diverged"
         )
-    return dict(state)
+    # Data parallel wrappers put a name of theirs before all others; MMEngine drops it too.
+    return {name.removeprefix("module."): value for name, value in state.items()}
 
 
 def load_for_mmengine(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:

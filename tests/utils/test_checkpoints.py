@@ -176,3 +176,9 @@ def test_urls_are_loaded_safely_and_checked_by_their_hash(
                 CheckpointLoader.load_checkpoint(f"{url}/{name}")
         server.shutdown()
     assert not (tmp_path / "executed").exists()
+
+
+def test_the_prefix_of_a_parallel_wrapper_is_dropped() -> None:
+    from pixeldcl_plugin.utils.checkpoints import state_of
+
+    assert list(state_of({"state_dict": {"module.a.weight": torch.ones(1)}}, "file.pth")) == ["a.weight"]
