@@ -29,7 +29,7 @@ CONFIGS = sorted(
     for path in (ROOT / "configs").rglob("*.py")
     if "_base_" not in path.relative_to(ROOT).parts and not path.name.startswith("vae_")
 )
-TAG = re.compile(r"-(?:deconv(?:-k\d+)?|ipixeldcl|pixeldcl(?:-separable)?)(?=_)")
+TAG = re.compile(r"-(?:deconv(?:-k\d+)?|guided|ipixeldcl|pixeldcl(?:-separable)?)(?=_)")
 #: The files of each family, by the name without the upsampler's tag, then by the tag.
 FAMILIES: dict[str, dict[str, str]] = {}
 for _path in CONFIGS:
@@ -54,6 +54,7 @@ SYSTEMS = {
         f"{folder}/unethead_lite0_*.py": ["", "-deconv-k4", *PIXELDCLS, "-pixeldcl-separable"]
         for folder in ("camvid", "voc12_subset")
     },
+    **{f"{folder}/unethead_lite0-s8_*.py": ["", "-guided"] for folder in ("camvid", "voc12_subset")},
 }
 DEEPLAB = "configs/voc12aug/deeplabv3_r101-d8-pixeldcl_4xb4-ft-10k_voc12aug-512x512.py"
 
@@ -142,12 +143,16 @@ def test_config_trains_and_round_trips(path: str) -> None:
 def split_upsampler(path: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Give a config without its upsampler, and the innermost ``upsample_cfg`` (None if there is none)."""
     cfg = Config.fromfile(ROOT / path).to_dict()
-    head = cfg["model"]["decode_head"]
-    # Only an upsampled head takes an upsample_cfg: its type is part of what is switched.
+    model, head = cfg["model"], cfg["model"]["decode_head"]
+    guided = model.pop("upsample_cfg", None)
+    # Only a guided model and an upsampled head take an upsample_cfg: their type is part of what is switched.
+    if guided:
+        model["type"] = model["type"].removeprefix("Guided")
+        del model["guide_index"]
     head["type"] = head["type"].removeprefix("Upsampled")
     found = [part.pop("upsample_cfg") for part in (cfg["model"]["backbone"], head) if "upsample_cfg" in part]
     assert len(found) <= 1
-    upsampler = found[0] if found else None
+    upsampler = guided or (found[0] if found else None)
     while upsampler and "upsample_cfg" in upsampler:
         upsampler = upsampler["upsample_cfg"]
     return cfg, upsampler
@@ -156,10 +161,10 @@ def split_upsampler(path: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_differs_only_in_its_upsampler(family: str) -> None:
     members = FAMILIES[family]
-    assert "-pixeldcl" in members
-    assert len(members) >= 3
+    assert {"-pixeldcl", "-guided"} & members.keys()
+    assert len(members) >= 2
     configs = {tag: split_upsampler(path) for tag, path in members.items()}
-    reference, _ = configs["-pixeldcl"]
+    reference, _ = configs[""] if "" in configs else configs["-pixeldcl"]
     for tag, (cfg, upsampler) in configs.items():
         assert cfg == reference, tag
         kind = upsampler and upsampler["type"]
@@ -168,6 +173,7 @@ def test_a_family_differs_only_in_its_upsampler(family: str) -> None:
             assert tag in ("-deconv", f"-deconv-k{upsampler['kernel_size']}")
         else:
             allowed = {"pixeldcl": ["PixelDCL"], "ipixeldcl": ["IPixelDCL"], "": ["InterpConv", None]}
+            allowed["guided"] = ["GuidedPixelDCL"]
             name, _, form = tag.removeprefix("-").partition("-")
             assert kind in allowed[name]
             assert (upsampler or {}).get("separable", False) is (form == "separable")

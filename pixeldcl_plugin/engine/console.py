@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
+from rich.console import Console
+from rich.progress import track as rich_track
 
 from ..utils.checkpoints import CheckpointError
 
-__all__ = ["QuietRunner", "quiet_logger", "quiet_warnings"]
+__all__ = ["QuietRunner", "quiet_logger", "quiet_warnings", "track"]
 
 # Pages that stand in the log file for when something must be looked up, and deprecations between
 # MMEngine's own parts.
@@ -25,6 +27,7 @@ _FILE_ONLY = (
     "The prefix is not set in metric class",
     '"FileClient" will be deprecated',
     '"HardDiskBackend" is the alias',
+    "init_weights of",
 )
 
 
@@ -96,3 +99,13 @@ def quiet_logger() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+Item = TypeVar("Item")
+
+
+def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    """Yield items, with a bar and the time that is left on stderr where that is a terminal."""
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    yield from rich_track(items, description, total, console=console, transient=True, disable=hidden)

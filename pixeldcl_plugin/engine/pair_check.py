@@ -14,12 +14,11 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmseg.datasets.transforms import LoadAnnotations
-from rich.console import Console
-from rich.progress import track
 
 from ..datasets.pairs import Pair, PairReader
 from ..utils.cli import UsageError
 from ..utils.files import written_whole
+from .console import track
 
 __all__ = ["SHOWN", "cache_dir", "check_pairs", "listed_pairs"]
 
@@ -106,11 +105,9 @@ def check_pairs(readers: Mapping[str, Sequence[tuple[PairReader, list[Pair]]]]) 
 def _verdicts(todo: Sequence[tuple[str, PairReader, Pair]]) -> Iterator[tuple[Path, str] | None]:
     # Decoding releases Python's lock, and threads start at once where processes import for seconds.
     pool = ThreadPoolExecutor(os.cpu_count())
-    console = Console(stderr=True)
     verdicts = pool.map(lambda item: item[1].fault(item[2]), todo)
     try:
-        yield from track(verdicts, "checking the data", len(todo), console=console, transient=True,
-                         disable=not console.is_terminal)  # fmt: skip
+        yield from track(verdicts, "checking the data", len(todo))
     finally:
         pool.shutdown(cancel_futures=True)  # An interrupt must not wait for the rest.
 

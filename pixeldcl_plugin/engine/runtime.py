@@ -31,6 +31,7 @@ __all__ = [
     "add_training_hooks",
     "build_runner",
     "close_process_group",
+    "import_plugin",
     "leaf_datasets",
     "load_config",
     "set_randomness",
@@ -155,6 +156,11 @@ def add_training_hooks(cfg: Config) -> None:
         defaults["checkpoint"] = {**saving, "type": WholeCheckpointHook.__name__}
     cfg.default_hooks = defaults
     # The config is saved in the work dir: other commands must find the hooks from there too.
+    import_plugin(cfg)
+
+
+def import_plugin(cfg: Config) -> None:
+    """Have whoever reads a config import this package, which registers its types."""
     imports = dict(cfg.get("custom_imports") or {})
     modules = imports.get("imports") or []
     modules = [modules] if isinstance(modules, str) else list(modules)
