@@ -15,7 +15,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from torch import nn
 
 from ..engine.builder import build_model, load_model
-from ..engine.preflight import check_upsamplers, check_weights
+from ..engine.preflight import check_weights
 from ..engine.runtime import load_config
 from ..utils.cli import UsageError
 from ..zoo.models import UnknownModelError, model_info, released_file
@@ -140,7 +140,6 @@ def read_model(
     elif checkpoint is None and not untrained:
         raise UsageError(f"config {model!r} needs a checkpoint after it")
     cfg = load_config(config, options)
-    check_upsamplers(cfg)
     check_weights(cfg, checkpoint)
     return ModelArgument(config, checkpoint, cfg)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..utils.checkpoints import CheckpointError, check_dataset_meta, load_checkpoint, state_of
 from ..utils.cli import UsageError
+from ..utils.config_errors import explain
 from .console import quiet_logger
 from .runtime import leaf_datasets
 from .weights import load_state
@@ -50,14 +51,19 @@ def build_model(
         inference: Whether the model is to predict only, see there too.
 
     Raises:
-        UsageError: If the model is of another kind.
+        UsageError: If the model is of another kind, or a type or an argument in it is unknown.
         CheckpointError: If the state is another model's.
     """
     cfg = copy.deepcopy(cfg)
     if not pretraining:
         forget_pretraining(cfg.model)
     with DefaultScope.overwrite_default_scope(scope_of(cfg)):
-        model: Any = MODELS.build(cfg.model)
+        try:
+            model: Any = MODELS.build(cfg.model)
+        except (KeyError, TypeError) as error:
+            if (reason := explain(error)) is None:
+                raise
+            raise UsageError(f"config: {reason}") from error
         if not issubclass(type(model), kind):
             raise UsageError(f"config: the model must be of type {kind.__name__}, got {type(model).__name__}")
         if state is None or new_classes:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
 
 from ..utils.checkpoints import CheckpointError, load_for_mmengine
 from ..utils.cli import UsageError, is_main_process, notify
+from ..utils.config_errors import find_key
 from ..utils.files import claimed
 from .builder import build_model
 from .resume_point import ResumePoint, read_resume_point, written_names
@@ -21,7 +20,6 @@ from .weights import check_state
 __all__ = [
     "ResumePoint",
     "check_output_dir",
-    "check_upsamplers",
     "check_weights",
     "claimed_work_dir",
     "find_resume_point",
@@ -58,34 +56,6 @@ def hint_to_make(path: Path) -> str:
 # --- model ---------------------------------------------------------------------------------------
 
 
-def check_upsamplers(cfg: Config) -> None:
-    """Check the type of every ``upsample_cfg``, which mmcv would report as "Cannot find None".
-
-    Raises:
-        UsageError: Names the unknown type and the registered one most like it.
-    """
-    from mmseg.registry import MODELS
-
-    for upsampler in _values_of(cfg.model, "upsample_cfg"):
-        kind = upsampler.get("type") if isinstance(upsampler, Mapping) else None
-        if isinstance(kind, str) and MODELS.get(kind) is None:
-            names = {*MODELS.module_dict, *(MODELS.parent.module_dict if MODELS.parent else ())}
-            close = difflib.get_close_matches(kind, names, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UsageError(f"config: no upsampler is registered as {kind!r}{hint}")
-
-
-def _values_of(node: Any, key: str) -> Iterator[Any]:
-    if isinstance(node, Mapping):
-        for name, value in node.items():
-            if name == key:
-                yield value
-            yield from _values_of(value, key)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from _values_of(value, key)
-
-
 def check_weights(cfg: Config, checkpoint: str | None = None) -> None:
     """Check the local weight files that a model is built with.
 
@@ -103,7 +73,7 @@ def check_weights(cfg: Config, checkpoint: str | None = None) -> None:
         wanted = [("load_from", cfg.get("load_from"))]
         wanted += [
             ("init_cfg.checkpoint", init.get("checkpoint"))
-            for init in _values_of(cfg.model, "init_cfg")
+            for _, init in find_key(cfg.model, "init_cfg", "model")
             if isinstance(init, Mapping)
         ]
     for key, path in wanted:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from ..engine import data_check, preflight
+from ..engine import data_check, preflight, settings
 from ..utils.cli import UsageError, notify
 from .execute import fingerprint, run_config
 from .plan import Run, Study
@@ -62,9 +62,13 @@ def check_runs(study: Study, runs: Iterable[Run]) -> dict[str, Config]:
     Raises:
         UsageError: If a config, its data or its weights cannot be used.
     """
+    runs = list(runs)
     configs = {run.key: run_config(study, run) for run in runs}
+    for cfg in {
+        run.arm.name: configs[run.key] for run in runs
+    }.values():  # the runs of an arm differ in numbers
+        settings.check_settings(cfg, "train", "val")
     for cfg in configs.values():
-        preflight.check_upsamplers(cfg)
         data_check.check_data(cfg, "train", "val")
         preflight.check_weights(cfg)
     return configs

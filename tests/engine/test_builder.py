@@ -43,6 +43,19 @@ def test_neither_config_nor_scope_change(cfg: Config) -> None:
     assert found.pred_sem_seg.data.shape == (1, 32, 48)
 
 
+def test_an_unknown_upsampler_is_named(cfg: Config) -> None:
+    cfg.model.backbone.upsample_cfg.type = "DeconvModul"
+    with pytest.raises(
+        UsageError, match=r"^config: no model .* 'DeconvModul'; did you mean 'DeconvModule'\?$"
+    ):
+        build_model(cfg)
+    cfg.model.backbone.upsample_cfg = dict(type="DeconvModule", kernal_size=4)
+    with pytest.raises(
+        UsageError, match=r"^config: DeconvModule .* 'kernal_size'; did you mean 'kernel_size'"
+    ):
+        build_model(cfg)
+
+
 def test_the_state_is_all_there_is(cfg: Config, tmp_path: Path) -> None:
     state = {name: tensor + torch.ones_like(tensor) for name, tensor in build_model(cfg).state_dict().items()}
     model = build_model(cfg, state)

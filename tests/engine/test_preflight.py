@@ -10,19 +10,11 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 
-from pixeldcl_plugin.engine import preflight, runtime
+from pixeldcl_plugin.engine import preflight
 from pixeldcl_plugin.utils.checkpoints import CheckpointError
 from pixeldcl_plugin.utils.cli import UsageError
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_check_upsamplers(tiny_config: Path) -> None:
-    cfg = runtime.load_config(str(tiny_config))
-    preflight.check_upsamplers(cfg)
-    cfg.model.backbone.upsample_cfg.type = "DeconvModul"
-    with pytest.raises(UsageError, match="'DeconvModul'; did you mean 'DeconvModule'"):
-        preflight.check_upsamplers(cfg)
 
 
 def test_check_weights_finds_missing_pretrained_weights() -> None:
