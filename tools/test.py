@@ -56,8 +56,7 @@ def test(args: argparse.Namespace) -> None:
     settings.check_settings(cfg, "test", options=args.cfg_options)
     data_check.check_data(cfg, "test", read=args.data_check)
     builder.forget_pretraining(cfg.model)
-    if not preflight.is_url(model.checkpoint):
-        builder.load_model(cfg, model.checkpoint)  # What refuses it does so before the work dir is made.
+    bare = cfg.copy()  # without test-time augmentation around the model
     for flag, folder in (("--out", args.out), ("--show-dir", args.show_dir)):
         preflight.check_output_dir(flag, folder, args.overwrite)
     if args.out:
@@ -66,6 +65,8 @@ def test(args: argparse.Namespace) -> None:
         testing.enable_drawing(cfg, args.show, args.show_dir, args.wait_time)
     if args.tta:
         testing.enable_tta(cfg)
+    if not preflight.is_url(model.checkpoint):
+        builder.load_model(bare, model.checkpoint)  # What refuses it does so before the work dir is made.
     testing.add_testing_hooks(cfg)
     notes = hardware.adapt_to_hardware(cfg)
 
