@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from mmseg.models.backbones import UNet
 from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor, nn
@@ -269,9 +270,25 @@ def _stripped(segmentor: EncoderDecoder) -> EncoderDecoder:
     for module in list(copy.modules()):
         if callable(fold := getattr(module, "fold", None)):
             fold()
+        if type(module).__name__ == "Conv2dSame" and isinstance(module, nn.Conv2d):
+            module.__class__ = _EvenConv2dSame  # of a copy for tracing only; its weights stay
     if copy.with_auxiliary_head:
         copy.auxiliary_head = None
     return copy
+
+
+class _EvenConv2dSame(nn.Conv2d):
+    """timm's Conv2dSame for sizes that its stride divides, as all are here: its padding is then a constant.
+
+    Derived from the dynamic size, and nested over the stages of an encoder, the padding keeps torch.export
+    busy for hours.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        taps = zip(self.kernel_size, self.dilation, self.stride, strict=True)
+        rows, columns = (max((size - 1) * dilation + 1 - stride, 0) for size, dilation, stride in taps)
+        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def _image_channels(model: nn.Module) -> int:
