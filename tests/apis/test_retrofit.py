@@ -210,3 +210,25 @@ def test_guides_are_the_first_features_at_the_strides_of_the_steps(guide: str, e
     guides = find_guides(build_model(cfg), guide)
     assert (guides.scale_factor, guides.guide_index) == expected
     assert guides.guide_channels == ((64, 3) if guide == "features" else (3,))
+
+
+def test_a_cascade_is_guided_at_its_last_head(trained: tuple[Path, Path], tool: Any, tmp_path: Path) -> None:
+    config, checkpoint = tmp_path / "cascade.py", tmp_path / "cascade.pth"
+    config.write_text(
+        trained[0].read_text()
+        + 'del model["auxiliary_head"]\n'
+        + 'model.update(type="CascadeEncoderDecoder", num_stages=2)\n'
+        'model["decode_head"] = [model["decode_head"], dict(\n'
+        '    type="OCRHead", in_index=0, in_channels=16, channels=8, ocr_channels=8, num_classes=3,\n'
+        "    norm_cfg=norm_cfg, align_corners=True)]\n"
+    )
+    stock = build_model(Config.fromfile(config)).state_dict()
+    torch.save({"state_dict": stock}, checkpoint)
+    tool.main([str(config), str(checkpoint), "--work-dir", str(tmp_path / "work"), "--iters", "2"])
+    after = state(tmp_path / "work/cascade-guided.pth")
+    assert all(name.startswith("decode_head.1.guided.") for name in after.keys() - stock.keys())
+    assert all(torch.equal(after[name], tensor) for name, tensor in stock.items())
+    labels = Segmenter(*(tmp_path / f"work/cascade-guided{suffix}" for suffix in (".py", ".pth")))(
+        np.zeros((32, 32, 3), np.uint8)
+    )
+    assert labels.shape == (32, 32)
