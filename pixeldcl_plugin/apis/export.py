@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib.util
 import io
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from mmseg.models.backbones import UNet
 from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor, nn
@@ -18,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..utils.cli import UsageError
 from ..utils.files import written_whole
+from .traceable import traceable
 
 __all__ = [
     "FORMATS",
@@ -159,7 +158,7 @@ def export_segmentor(
             "the traced sizes into constants"
         )
     model = InferenceModel(segmentor).eval()
-    program = trace(InferenceModel(_stripped(segmentor)).eval(), (height, width), multiple)
+    program = trace(InferenceModel(traceable(segmentor)).eval(), (height, width), multiple)
 
     with written_whole(file) as unproven:
         _save(program, unproven, format)
@@ -262,33 +261,6 @@ def _unseen_shapes(
         (1, channels, height + multiple, width + 2 * multiple),
         (3, channels, small[0], small[1]),
     )
-
-
-def _stripped(segmentor: EncoderDecoder) -> EncoderDecoder:
-    """Return a copy for inference only: constraints folded into the weights, no auxiliary head."""
-    copy = deepcopy(segmentor).requires_grad_(False)
-    for module in list(copy.modules()):
-        if callable(fold := getattr(module, "fold", None)):
-            fold()
-        if type(module).__name__ == "Conv2dSame" and isinstance(module, nn.Conv2d):
-            module.__class__ = _EvenConv2dSame  # of a copy for tracing only; its weights stay
-    if copy.with_auxiliary_head:
-        copy.auxiliary_head = None
-    return copy
-
-
-class _EvenConv2dSame(nn.Conv2d):
-    """timm's Conv2dSame for sizes that its stride divides, as all are here: its padding is then a constant.
-
-    Derived from the dynamic size, and nested over the stages of an encoder, the padding keeps torch.export
-    busy for hours.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        taps = zip(self.kernel_size, self.dilation, self.stride, strict=True)
-        rows, columns = (max((size - 1) * dilation + 1 - stride, 0) for size, dilation, stride in taps)
-        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def _image_channels(model: nn.Module) -> int:

@@ -165,14 +165,14 @@ def test_wrong_file_is_refused(
     """The check is of the file: a copy that computes something else does not pass."""
     file = tmp_path / "model.pt2"
     file.write_text("an earlier one")
-    stripped = export._stripped
+    stripped = export.traceable
 
     def spoiled(segmentor: EncoderDecoder) -> EncoderDecoder:
         copy = stripped(segmentor)
         copy.decode_head.conv_seg.bias += 2e-4
         return copy
 
-    monkeypatch.setattr(export, "_stripped", spoiled)
+    monkeypatch.setattr(export, "traceable", spoiled)
     with pytest.raises(
         export.ExportError, match=r"differ.* by more than 0.0001: '.*model.pt2' was not written"
     ):
