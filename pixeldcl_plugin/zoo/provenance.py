@@ -37,13 +37,12 @@ def released_state(loaded: Any, checkpoint: str, ema: bool | None) -> dict[str, 
         CheckpointError: If there are no weights.
     """
     state = state_of(loaded, checkpoint)
-    last = loaded.get("ema_state_dict")
-    if last is not None:
-        last = state_of({"state_dict": last}, checkpoint)
-    else:
+    saved = loaded.get("ema_state_dict")
+    if saved is None:
         if ema:
             raise UsageError(f"--ema: checkpoint {checkpoint!r} holds no averaged weights")
         return state
+    last = state_of({"state_dict": saved}, checkpoint)
     if ema is None:
         raise UsageError(
             f"checkpoint {checkpoint!r} holds averaged and last weights: choose the averages, which a test "
@@ -51,8 +50,8 @@ def released_state(loaded: Any, checkpoint: str, ema: bool | None) -> dict[str, 
         )
     if ema:
         return state
-    prefix = "module."
-    return {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
+    # The hook saves its wrapper whole, whose own counter of steps is no weight of the model.
+    return {name: value for name, value in last.items() if f"module.{name}" in saved}
 
 
 def training_changes(trained_with: str, cfg: Config) -> list[str]:

@@ -428,11 +428,18 @@ def test_only_files_of_the_run_are_taken_over(
 
 # --- another model -------------------------------------------------------------------------------
 
+# Data that have as many: otherwise that is what is refused.
+FOUR_CLASSES = " ".join(
+    f"{split}_dataloader.dataset.metainfo.{setting}"
+    for split in ("train", "val")
+    for setting in ("classes=[a,b,c,d]", "palette=[[1,1,1],[2,2,2],[3,3,3],[4,4,4]]")
+)
+
 
 @pytest.mark.parametrize(
     "option",
     [
-        "model.decode_head.num_classes=4",
+        f"model.decode_head.num_classes=4 {FOUR_CLASSES}",
         "model.backbone.upsample_cfg.type=PixelDCL model.backbone.upsample_cfg.kernel_size=3",
         "model.backbone.upsample_cfg.kernel_size=2",
         "model.backbone.base_channels=8",
