@@ -19,6 +19,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 from ..engine.builder import forget_pretraining
+from ..engine.hardware import replace_sync_bn
 
 __all__ = ["Outcome", "config_files", "outcomes"]
 
@@ -131,17 +132,10 @@ def _sample(classes: int, size: int) -> SegDataSample:
 def _shrink(model: dict[str, Any]) -> None:
     """Make a model run on a small image, without files and without a GPU."""
     forget_pretraining(model)
-    _replace_sync_bn(model)
+    replace_sync_bn(model, "BN")
     if "img_size" in (model.get("backbone") or {}):  # such a backbone takes images of that size only
         model["backbone"]["img_size"] = (SIZE, SIZE)
     model["test_cfg"] = dict(mode="whole")
-
-
-def _replace_sync_bn(node: Any) -> None:
-    if isinstance(node, dict) and node.get("type") in ("SyncBN", "MMSyncBN"):
-        node["type"] = "BN"
-    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
-        _replace_sync_bn(value)
 
 
 def _line(error: Exception) -> str:

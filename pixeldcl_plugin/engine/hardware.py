@@ -13,7 +13,7 @@ from ..utils.cli import UsageError
 from .distributed import GlobalBatchDDP
 from .optim import BFloat16OptimWrapper
 
-__all__ = ["adapt_to_hardware", "enable_amp", "wrapper_type"]
+__all__ = ["adapt_to_hardware", "enable_amp", "replace_sync_bn", "wrapper_type"]
 
 
 def enable_amp(cfg: Config) -> None:
@@ -66,7 +66,7 @@ def adapt_to_hardware(cfg: Config) -> list[str]:
     if launcher == "pytorch":
         notes.append("No GPU: the processes communicate through gloo.")
     synchronised = launcher == "pytorch" and wrapper_type(cfg) == GlobalBatchDDP.__name__
-    if replaced := _replace_sync_bn(cfg.model, "SyncBN" if synchronised else "BN"):
+    if replaced := replace_sync_bn(cfg.model, "SyncBN" if synchronised else "BN"):
         notes.append(f"No GPU: {replaced} SyncBN settings of the model became BN.")
     if cfg.get("sync_bn"):
         cfg.sync_bn = "torch" if synchronised else None
@@ -86,13 +86,13 @@ def wrapper_type(cfg: Config) -> Any:
     return GlobalBatchDDP.__name__ if _type_name(kind) in ours else kind
 
 
-def _replace_sync_bn(node: Any, kind: str) -> int:
+def replace_sync_bn(node: Any, kind: str) -> int:
     """Replace synchronised batch norms that need a GPU in a nested config, in place; return how often."""
     if isinstance(node, list | tuple):
-        return sum(_replace_sync_bn(item, kind) for item in node)
+        return sum(replace_sync_bn(item, kind) for item in node)
     if not isinstance(node, dict):
         return 0
-    count = sum(_replace_sync_bn(item, kind) for item in node.values())
+    count = sum(replace_sync_bn(item, kind) for item in node.values())
     name = _type_name(node.get("type"))
     if name in ("SyncBN", "MMSyncBN") and name != kind:
         node["type"] = kind
