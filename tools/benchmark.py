@@ -4,6 +4,10 @@ All variants of a case are measured in turn in one run, so that their ratios hol
 
     python tools/benchmark.py layer --threads 2
     python tools/benchmark.py model --threads 2 --shapes 32,4,256,256
+    python tools/benchmark.py check docs/benchmarks/*.csv
+
+A file holds the runs of one topic, those of several machines too. `check` compares what files hold to the
+ratios that were to be reached, and prints what falls short.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ if __name__ == "__main__":
 
 import argparse
 import datetime
+import shlex
 import sys
 from pathlib import Path
 
@@ -22,7 +27,8 @@ from rich.progress import Progress
 
 from pixeldcl_plugin.benchmark import cases
 from pixeldcl_plugin.benchmark import measure as benchmark
-from pixeldcl_plugin.benchmark.report import print_table, write_csv, write_plot
+from pixeldcl_plugin.benchmark.report import print_table, read_csv, same_run, write_csv, write_plot
+from pixeldcl_plugin.benchmark.targets import compare, print_outcomes
 from pixeldcl_plugin.utils.cli import UsageError, add_overwrite_argument, user_errors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -31,7 +37,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=["layer", "model"])
+    parser.add_argument("what", choices=["layer", "model", "check"])
+    parser.add_argument(
+        "files", nargs="*", type=Path, help="check: the files, docs/benchmarks/*.csv by default"
+    )
     parser.add_argument(
         "--shapes",
         nargs="+",
@@ -48,8 +57,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=11, help="measurements of each variant")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--out-dir", type=Path, default=Path("docs/benchmarks"))
-    add_overwrite_argument(parser, "replace an earlier result")
+    parser.add_argument("--out", type=Path, help="the topic's file (docs/benchmarks/{layer,model}s.csv)")
+    add_overwrite_argument(parser, "replace what the same command wrote earlier")
     return parser.parse_args()
 
 
@@ -58,6 +67,16 @@ def _shape(text: str) -> tuple[int, ...]:
         return tuple(int(number) for number in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"not numbers separated by commas: {text!r}") from None
+
+
+def check(files: list[Path]) -> None:
+    """Compare what files hold to the targets."""
+    missing = [path for path in files if not path.exists()]
+    if missing:
+        raise UsageError(f"{missing[0]}: no such file")
+    outcomes = list(compare(row for path in files for row in read_csv(path)))
+    print_outcomes(outcomes)
+    print(f"{sum(outcome.reached for outcome in outcomes)} of {len(outcomes)} reached")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -74,11 +93,17 @@ def run(args: argparse.Namespace) -> None:
             raise UsageError(f"--shapes: {args.what} takes {5 if layer else 4} positive numbers, got {shape}")
     names = args.variants or list(cases.VARIANTS)
     variants = {name: cases.VARIANTS[name] for name in names}
-    # The name of a result says where it was measured: results of two machines are never mixed up.
-    stem = "_".join([args.what, benchmark.hardware(args.device), f"torch-{torch.__version__}"])
-    path = args.out_dir / f"{stem.replace(' ', '-').replace('/', '-')}_{args.threads}-threads.csv"
-    if path.exists() and not args.overwrite:
-        raise UsageError(f"{path} exists; --overwrite replaces it, --out-dir writes elsewhere")
+    path = args.out or Path(f"docs/benchmarks/{args.what}s.csv")
+    notes = {
+        "command": shlex.join(["python", *(word for word in sys.argv if word != "--overwrite")]),
+        "date": datetime.date.today().isoformat(),
+        "hardware": benchmark.hardware(args.device),
+        "threads": args.threads,
+        "torch": torch.__version__,
+        "tf32": args.device == "cuda" and torch.backends.cudnn.allow_tf32,
+    }
+    if any(same_run(row, notes) for row in read_csv(path)) and not args.overwrite:
+        raise UsageError(f"{path} holds this run already; --overwrite replaces it, --out writes elsewhere")
 
     torch.set_num_threads(args.threads)
     settings = list(
@@ -90,14 +115,7 @@ def run(args: argparse.Namespace) -> None:
             args.device,
         )
     )
-    notes = {
-        "command": " ".join(["python", *sys.argv]),
-        "date": datetime.date.today().isoformat(),
-        "hardware": benchmark.hardware(args.device),
-        "threads": args.threads,
-        "torch": torch.__version__,
-        "sgemm_gflops": round(benchmark.sgemm_gflops(args.threads, device=args.device), 1),
-    }
+    notes["sgemm_gflops"] = round(benchmark.sgemm_gflops(args.threads, device=args.device), 1)
     results: list[benchmark.Result] = []
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(
@@ -122,11 +140,18 @@ def run(args: argparse.Namespace) -> None:
                 print_table(case)
                 # After every case: a run that is killed keeps those that are done.
                 write_csv(results, notes, path)
-    write_plot(results, notes, path.with_suffix(".png"))
+    write_plot(path)
     print(", ".join(f"{key}: {value}" for key, value in notes.items()))
     print(f"Wrote {path} and {path.with_suffix('.png').name}")
 
 
 if __name__ == "__main__":
     with user_errors("run the same command again, with --overwrite where cases were written already"):
-        run(parse_args())
+        arguments = parse_args()
+        if arguments.what == "check":
+            check(
+                arguments.files
+                or [Path(f"docs/benchmarks/{name}.csv") for name in ("layers", "formats", "models")]
+            )
+        else:
+            run(arguments)

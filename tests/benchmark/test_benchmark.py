@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pixeldcl_plugin.benchmark import cases
+from pixeldcl_plugin.benchmark import cases, report
 from pixeldcl_plugin.benchmark import measure as benchmark
+from pixeldcl_plugin.benchmark.targets import TARGETS, Target, compare
 from pixeldcl_plugin.layers.pixel_dcl import PixelDCL
+from pixeldcl_plugin.utils.cli import UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,20 +77,68 @@ def test_whole_models_can_be_measured() -> None:
 def test_command_writes_once(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools/benchmark.py"), "layer", "--shapes", "1,4,4,8,8"]
     command += ["--variants", "deconv k4", "pixeldcl", "--rounds", "2", "--threads", "1"]
-    command += ["--out-dir", str(tmp_path)]
+    path = tmp_path / "layers.csv"
+    command += ["--out", str(path)]
     first = subprocess.run(command, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
-    (path,) = tmp_path.glob("*.csv")
-    assert f"torch-{torch.__version__}" in path.name
     assert path.with_suffix(".png").stat().st_size > 0
     rows = list(csv.DictReader(path.open()))
     assert [row["variant"] for row in rows] == ["deconv k4", "pixeldcl"] * 2
     assert {row["direction"] for row in rows} == {"forward", "forward+backward"}
     assert float(rows[0]["sgemm_gflops"]) > 0
+    assert rows[0]["torch"] == torch.__version__
+    assert shlex.split(rows[0]["command"])[1:] == command[1:]
 
     before = path.read_text()
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2
-    assert "exists" in again.stderr
+    assert "holds this run already" in again.stderr
     assert "Traceback" not in again.stderr
     assert path.read_text() == before
+
+
+def test_a_file_keeps_the_runs_of_others(tmp_path: Path) -> None:
+    path = tmp_path / "topic.csv"
+    notes = dict(command="a", date="2026-01-01", hardware="H", threads=1, torch="2", tf32=False)
+    result = benchmark.Result(
+        "c", "deconv k4", "forward", "float32", "contiguous", "eager", 1, 1.0, 1.0, 4.0, 0.1, 1.0
+    )
+    report.write_csv([result], notes, path)
+    report.write_csv([result, result], {**notes, "hardware": "another"}, path)
+    assert [row["hardware"] for row in report.read_csv(path)] == ["H", "another", "another"]
+    report.write_csv([result], {**notes, "date": "2026-01-02", "hardware": "another"}, path)  # measured anew
+    assert [(row["hardware"], row["date"]) for row in report.read_csv(path)] == [
+        ("H", "2026-01-01"),
+        ("another", "2026-01-02"),
+    ]
+    path.write_text("x,y\n1,2\n")
+    with pytest.raises(UsageError, match="no measurements"):
+        report.read_csv(path)
+
+
+def test_targets_are_compared_within_the_newest_run_that_holds_both() -> None:
+    def row(variant: str, date: str, command: str, ms: float) -> dict[str, str]:
+        return dict(
+            case="c", variant=variant, direction="forward+backward", dtype="float32", memory_format="contiguous",
+            mode="eager", date=date, command=command, hardware="H", median_ms=str(ms),
+        )  # fmt: skip
+
+    target = Target("mine", "theirs", "c", 1.0)
+    rows = [
+        row("mine", "2026-01-01", "a", 3.0),
+        row("theirs", "2026-01-01", "a", 2.0),
+        row("mine", "2026-01-02", "b", 1.9),
+        row("theirs", "2026-01-02", "b", 2.0),
+        row("mine", "2026-01-03", "c", 9.0),  # without what it is compared to
+    ]
+    (outcome,) = compare(rows, [target])
+    assert outcome.ratio == pytest.approx(0.95)
+    assert outcome.date == "2026-01-02"
+    assert outcome.reached
+    (short,) = compare(rows[:2], [target])
+    assert short.ratio == pytest.approx(1.5)
+    assert not short.reached
+    (unmeasured,) = compare(rows[:1], [target])
+    assert unmeasured.ratio is None
+    assert not unmeasured.reached
+    assert all({target.variant, target.reference} <= set(cases.VARIANTS) for target in TARGETS)
