@@ -31,6 +31,8 @@ from pixeldcl_plugin.benchmark.report import print_table, read_csv, same_run, wr
 from pixeldcl_plugin.benchmark.targets import compare, print_outcomes
 from pixeldcl_plugin.utils.cli import UsageError, add_overwrite_argument, user_errors
 
+#: What the targets are about.
+TOPICS = ("layers", "formats", "models")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -38,9 +40,7 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=["layer", "model", "check"])
-    parser.add_argument(
-        "files", nargs="*", type=Path, help="check: the files, docs/benchmarks/*.csv by default"
-    )
+    parser.add_argument("files", nargs="*", type=Path, help="check: by default the committed ones")
     parser.add_argument(
         "--shapes",
         nargs="+",
@@ -149,9 +149,6 @@ if __name__ == "__main__":
     with user_errors("run the same command again, with --overwrite where cases were written already"):
         arguments = parse_args()
         if arguments.what == "check":
-            check(
-                arguments.files
-                or [Path(f"docs/benchmarks/{name}.csv") for name in ("layers", "formats", "models")]
-            )
+            check(arguments.files or [Path(f"docs/benchmarks/{name}.csv") for name in TOPICS])
         else:
             run(arguments)

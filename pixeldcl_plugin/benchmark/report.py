@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 
 #: What the variants of one panel, which ratios compare, have in common.
 _GROUP = ("case", "direction", "dtype", "memory_format", "mode")
-#: A run: another one with the same values measures the same thing again. A file can hold those of several machines.
+#: A run: another one with the same values measures the same anew. A file holds several machines'.
 _RUN = ("command", "hardware", "threads", "torch")
 
 

@@ -119,9 +119,17 @@ def test_a_file_keeps_the_runs_of_others(tmp_path: Path) -> None:
 def test_targets_are_compared_within_the_newest_run_that_holds_both() -> None:
     def row(variant: str, date: str, command: str, ms: float) -> dict[str, str]:
         return dict(
-            case="c", variant=variant, direction="forward+backward", dtype="float32", memory_format="contiguous",
-            mode="eager", date=date, command=command, hardware="H", median_ms=str(ms),
-        )  # fmt: skip
+            case="c",
+            variant=variant,
+            direction="forward+backward",
+            dtype="float32",
+            memory_format="contiguous",
+            mode="eager",
+            date=date,
+            command=command,
+            hardware="H",
+            median_ms=str(ms),
+        )
 
     target = Target("mine", "theirs", "c", 1.0)
     rows = [
