@@ -8,7 +8,7 @@ MOSAIC := .cache/photo_mosaic
 CONFIG ?= configs/photo_mosaic/unet-s5-d16-c16-pixeldcl_fcn_1xb4-amp-800_photo-mosaic-160x160.py
 ARGS ?=
 
-.PHONY: setup train test test-openmmlab lint clean
+.PHONY: setup train test test-openmmlab lint docs clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -35,6 +35,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages of docs/ as a site. A warning, such as a link that leads nowhere, is an error.
+docs: setup
+	$(BIN)/sphinx-build -q -W --keep-going docs build/site
+	@echo "Wrote build/site/index.html"
 
 clean:
 	rm -rf $(VENV) .venv-openmmlab .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -97,10 +97,14 @@ setup(
         "coco": ["pycocotools>=2.0.7"],
         "demo": ["gradio>=6.0"],
         "tensorboard": ["tensorboard>=2.15"],
+        "docs": ["furo", "myst-parser>=4.0", "sphinx>=8.0", "sphinx-copybutton>=0.5"],
         "dev": [
             "hypothesis>=6.100",
+            "ipykernel>=6.29",  # with the next two: runs the notebook
             "model-index>=0.1.11",
             "mypy>=1.10",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
             "pre-commit>=3.7",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
