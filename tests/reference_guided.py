@@ -62,21 +62,32 @@ def batch_norm(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     return (x - mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
 
 
+def hidden_channels(x: Tensor, guide: Tensor, layer: nn.Module) -> Tensor:
+    """relu(norm(conv1x1(x)) + norm(conv2x2_stride2(guide)))."""
+    n, _, h, w = x.shape
+    reduced = [
+        sum(
+            guide[:, :, 2 * i + a, 2 * j + b] @ layer.reduce_guide[:, :, a, b].T
+            for a in (0, 1)
+            for b in (0, 1)
+        )
+        for i in range(h)
+        for j in range(w)
+    ]
+    of_guide = batch_norm(torch.stack(reduced, -1).view(n, -1, h, w), layer.guide_norm)
+    return (batch_norm(conv(x, layer.reduce.weight), layer.reduce_norm) + of_guide).clamp(min=0)
+
+
+def residual(hidden: Tensor, layer: nn.Module) -> Tensor:
+    """Two convolutions, the second of which makes the four phases of every channel."""
+    mixed = conv(hidden, layer.mix.weight, layer.mix.bias).clamp(min=0)
+    return periodic_shuffle(conv(mixed, layer.correct.weight, layer.correct.bias))
+
+
 def guided_pixel_dcl(x: Tensor, guides: Sequence[Tensor], layer: nn.Module) -> Tensor:
     """The formula of the layer's docstring, from its parameters; guides in the sizes of the steps."""
     for step, guide in zip(layer.steps, guides, strict=True):
-        n, _, h, w = x.shape
-        reduced = [
-            sum(
-                guide[:, :, 2 * i + a, 2 * j + b] @ step.reduce_guide[:, :, a, b].T
-                for a in (0, 1)
-                for b in (0, 1)
-            )
-            for i in range(h)
-            for j in range(w)
-        ]
-        of_guide = batch_norm(torch.stack(reduced, -1).view(n, -1, h, w), step.guide_norm)
-        hidden = (batch_norm(conv(x, step.reduce.weight), step.reduce_norm) + of_guide).clamp(min=0)
+        hidden = hidden_channels(x, guide, step.hidden)
         spread = hidden
         if step.spread is not None:
             kernels = zip(hidden.split(1, 1), step.spread.split(1), strict=True)
@@ -84,10 +95,24 @@ def guided_pixel_dcl(x: Tensor, guides: Sequence[Tensor], layer: nn.Module) -> T
         logits = conv(spread, step.predict.weight, step.predict.bias)
         groups = zip(x.chunk(layer.groups, 1), logits.chunk(layer.groups, 1), strict=True)
         out = torch.cat([mean_of_neighbours(part, taps, layer.order) for part, taps in groups], 1)
-        if step.correct is not None:
-            out = out + periodic_shuffle(conv(hidden, step.correct.weight, step.correct.bias))
+        if step.residual is not None:
+            out = out + residual(hidden, step.residual)
         x = out
     return x
+
+
+def guided_residual(x: Tensor, guide: Tensor, layer: nn.Module) -> Tensor:
+    """Bilinear interpolation, its weights by distance, and the residual."""
+    n, c, h, w = x.shape
+    pixels = []
+    for i in range(2 * h):
+        for j in range(2 * w):
+            # The nearest pixel of the input has the weight 3/4, the next on the pixel's side 1/4.
+            rows = ((i // 2, 0.75), (clamp(i // 2 + (1 if i % 2 else -1), h), 0.25))
+            columns = ((j // 2, 0.75), (clamp(j // 2 + (1 if j % 2 else -1), w), 0.25))
+            pixels.append(sum(a * b * x[:, :, y, z] for y, a in rows for z, b in columns))
+    coarse = torch.stack(pixels, -1).view(n, c, 2 * h, 2 * w)
+    return coarse + residual(hidden_channels(x, guide, layer.hidden), layer.residual)
 
 
 def windowed(x: Tensor, size: int, logit_of: Callable[[int, int, int, int], Tensor]) -> Tensor:

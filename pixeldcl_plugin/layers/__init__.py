@@ -16,6 +16,7 @@ from .carafe import TorchCARAFE
 from .dysample import DySample
 from .fade import FADE
 from .guided import GuidedPixelDCL
+from .guided_residual import GuidedResidual
 from .joint_bilateral import JointBilateralUpsample
 from .pixel_dcl import IPixelDCL, PixelDCL
 from .pixel_shuffle import PixelShuffleICNR
@@ -27,6 +28,7 @@ __all__ = [
     "SAPA",
     "DySample",
     "GuidedPixelDCL",
+    "GuidedResidual",
     "IPixelDCL",
     "JointBilateralUpsample",
     "PixelDCL",

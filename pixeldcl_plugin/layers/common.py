@@ -17,12 +17,10 @@ __all__ = [
     "UpsampleLayer",
     "channel_change",
     "check_arguments",
-    "check_guide",
     "check_input",
     "check_odd",
     "no_autocast",
     "pixel_shuffle",
-    "resize_guide",
 ]
 
 
@@ -129,26 +127,3 @@ def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
-
-
-def check_guide(layer: nn.Module, guide: Tensor, images: int, guide_channels: int) -> None:
-    """Check a guide, whose size is free.
-
-    Raises:
-        ValueError: If ``guide`` is not ``(images, guide_channels, H, W)``; names its shape.
-    """
-    if guide.dim() != 4 or guide.size(0) != images or guide.size(1) != guide_channels:
-        raise ValueError(
-            f"{type(layer).__name__} takes a guide of shape ({images}, {guide_channels}, H, W), "
-            f"got {tuple(guide.shape)}"
-        )
-
-
-def resize_guide(guide: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring a guide to the size of its step: by means of blocks as far as it can be, then bilinearly."""
-    factor = min(have // want for have, want in zip(guide.shape[2:], size, strict=True))
-    if factor > 1:
-        guide = F.avg_pool2d(guide, factor)
-    if guide.shape[2:] != size:
-        guide = F.interpolate(guide, size=size, mode="bilinear", align_corners=False)
-    return guide

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .arguments import check_positive
 from .carafe import reassemble
-from .common import Conv, check_arguments, check_guide, check_input, check_odd, resize_guide
+from .common import Conv, check_odd
+from .guided_upsample import GuideChannels, GuidedUpsample
 from .windows import window_products, window_softmax
 
 __all__ = ["SAPA"]
 
 
-class SAPA(nn.Module):
+class SAPA(GuidedUpsample):
     """Every output pixel is a mean of a window of the input, weighted by similarity with a guide's pixel.
 
     Both maps are normalised over their channels and embedded linearly; the weights are the softmax of the
@@ -23,14 +25,13 @@ class SAPA(nn.Module):
 
     Args:
         in_channels: Channels C of the input and of the output.
-        guide_channels: Channels of the guide.
+        guide_channels: Those of the guide or guides, see :class:`GuidedUpsample`.
+        scale_factor: 2, 4 or 8.
         up_kernel: Size of the window, odd.
         embed_channels: Channels of the embeddings, the rank of the bilinear form.
-        scale_factor: 2; there for configs that name it.
 
     Shape:
-        ``(N, C, H, W)`` and a guide ``(N, guide_channels, 2H, 2W)`` -> ``(N, C, 2H, 2W)``. A guide of
-        another size is resized.
+        See :class:`GuidedUpsample`.
 
     Raises:
         ValueError: If an argument is none of the above; the message names the value.
@@ -39,22 +40,25 @@ class SAPA(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        guide_channels: int,
+        guide_channels: GuideChannels,
         *,
+        scale_factor: int = 2,
         up_kernel: int = 5,
         embed_channels: int = 32,
-        scale_factor: int = 2,
     ) -> None:
-        super().__init__()
-        check_arguments(
-            scale_factor,
-            in_channels=in_channels,
-            guide_channels=guide_channels,
-            embed_channels=embed_channels,
-        )
+        check_positive(embed_channels=embed_channels)
         check_odd("up_kernel", up_kernel)
-        self.in_channels = in_channels
-        self.guide_channels = guide_channels
+        super().__init__(
+            in_channels,
+            guide_channels,
+            scale_factor,
+            lambda guided_by: _Step(in_channels, guided_by, up_kernel, embed_channels),
+        )
+
+
+class _Step(nn.Module):
+    def __init__(self, in_channels: int, guide_channels: int, up_kernel: int, embed_channels: int) -> None:
+        super().__init__()
         self.up_kernel = up_kernel
         self.norm = nn.LayerNorm(in_channels, bias=False)  # the softmax would cancel it
         self.guide_norm = nn.LayerNorm(guide_channels)
@@ -62,14 +66,6 @@ class SAPA(nn.Module):
         self.embed_guide = Conv(guide_channels, embed_channels)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
-        """Upsample ``(N, C, H, W)`` to ``(N, C, 2H, 2W)``.
-
-        Raises:
-            ValueError: If ``x`` or ``guide`` has another shape.
-        """
-        check_input(self, x, self.in_channels)
-        check_guide(self, guide, x.size(0), self.guide_channels)
-        guide = resize_guide(guide, (2 * x.size(2), 2 * x.size(3)))
         keys = self.embed(_over_channels(self.norm, x))
         queries = self.embed_guide(_over_channels(self.guide_norm, guide))
         return reassemble(x, window_softmax(window_products(queries, keys, self.up_kernel)))

@@ -20,7 +20,8 @@ from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers.guided import GuidedPixelDCL
+from ..layers import FADE, SAPA, GuidedPixelDCL, GuidedResidual, JointBilateralUpsample
+from ..layers.guided_upsample import GuidedUpsample
 from ..registry import register
 
 __all__ = ["GuidedCascadeEncoderDecoder", "GuidedEncoderDecoder", "guide_head"]
@@ -34,7 +35,8 @@ _PROBE = 128
 
 Guide = int | str
 
-register(ROOT_MODELS)(GuidedPixelDCL)
+for _layer in (GuidedPixelDCL, GuidedResidual, SAPA, FADE, JointBilateralUpsample):
+    register(ROOT_MODELS)(_layer)
 
 
 class Features(tuple):
@@ -60,7 +62,7 @@ def _guides(features: Any, index: Sequence[Guide]) -> list[Tensor]:
 class _GuidedHead(BaseDecodeHead):
     """Puts a guided upsampler on the logits of the head that follows it in the list of bases."""
 
-    guided: GuidedPixelDCL
+    guided: GuidedUpsample
     guide_index: tuple[Guide, ...]
 
     def forward(self, inputs: Any, *previous: Tensor) -> Any:
@@ -127,7 +129,7 @@ def guide_head(
 
     Args:
         head: Any head of mmseg that leaves logits to be resized.
-        upsample_cfg: The upsampler and its options; it maps the logits' channels to themselves.
+        upsample_cfg: The upsampler and its options: ``'GuidedPixelDCL'``, or a peer with a guide.
         guide_index: Its guides, from that of the first doubling to the finest: places among the features of
             the backbone, or ``'image'``.
         guide_channels: The channels of each.
@@ -140,8 +142,8 @@ def guide_head(
     cfg = dict(upsample_cfg)
     kind = cfg.pop("type", None)
     layer = ROOT_MODELS.get(kind) if isinstance(kind, str) else kind
-    if not isinstance(layer, type) or not issubclass(layer, GuidedPixelDCL):
-        raise ValueError(f"upsample_cfg must have the type 'GuidedPixelDCL', got {kind!r}")
+    if not isinstance(layer, type) or not issubclass(layer, GuidedUpsample):
+        raise ValueError(f"upsample_cfg must have a guided type, such as 'GuidedPixelDCL', got {kind!r}")
     head.guided = layer(head.out_channels, tuple(guide_channels), **cfg)
     head.guide_index = tuple(guide_index)
     # As torch's lazy modules become what they stand for: parameters and names stay.

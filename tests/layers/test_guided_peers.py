@@ -1,4 +1,4 @@
-"""SAPA, FADE and JointBilateralUpsample: against literal references, and the forms of use."""
+"""GuidedResidual, SAPA, FADE and JointBilateralUpsample: against literal references, and the forms of use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import reference_guided as reference
 import torch
 from torch import Tensor, nn
 
-from pixeldcl_plugin.layers import FADE, SAPA, JointBilateralUpsample
+from pixeldcl_plugin.layers import FADE, SAPA, GuidedResidual, JointBilateralUpsample
 
 VARIANTS: dict[str, tuple[type[nn.Module], Callable[..., Tensor], dict[str, Any]]] = {
     "sapa": (SAPA, reference.sapa, dict(embed_channels=6)),
@@ -24,17 +24,20 @@ VARIANTS: dict[str, tuple[type[nn.Module], Callable[..., Tensor], dict[str, Any]
         reference.joint_bilateral,
         dict(embed_channels=4, up_kernel=3),
     ),
+    "residual_k3": (GuidedResidual, reference.guided_residual, dict(hidden_channels=5)),
 }
 each_variant = pytest.mark.parametrize("name", VARIANTS)
 # A compiler takes as long as the window is large.
 each_small_variant = pytest.mark.parametrize("name", [name for name in VARIANTS if name.endswith("k3")])
-each_type = pytest.mark.parametrize("layer_type", [SAPA, FADE, JointBilateralUpsample])
+each_type = pytest.mark.parametrize("layer_type", [SAPA, FADE, JointBilateralUpsample, GuidedResidual])
 
 
-def make(name: str, in_channels: int = 4, guide_channels: int = 3) -> nn.Module:
+def make(
+    name: str, in_channels: int = 4, guide_channels: int | tuple[int, ...] = 3, **more: Any
+) -> nn.Module:
     torch.manual_seed(0)
     layer_type, _, options = VARIANTS[name]
-    layer = layer_type(in_channels, guide_channels, **options)
+    layer = layer_type(4, guide_channels, **options, **more)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.5)
     return layer
@@ -51,7 +54,7 @@ def inputs(n: int = 2, h: int = 3, w: int = 4, guide_channels: int = 3) -> tuple
 def test_equals_literal_reference(name: str, size: tuple[int, int], guide_channels: int) -> None:
     layer = make(name, guide_channels=guide_channels).double()
     x, guide = (t.double().requires_grad_() for t in inputs(2, *size, guide_channels=guide_channels))
-    actual, expected = layer(x, guide), VARIANTS[name][1](x, guide, layer)
+    actual, expected = layer(x, guide), VARIANTS[name][1](x, guide, layer.steps[0])
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
 
     leaves = [x, guide, *layer.parameters()]
@@ -81,16 +84,42 @@ def test_an_untrained_joint_bilateral_layer_prefers_the_near() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(scale_factor=4), "scale_factor.*4"),
+        (dict(scale_factor=3), r"scale_factor .*\(2, 4, 8\), got 3"),
         (dict(in_channels=0), "in_channels.*0"),
         (dict(guide_channels=2.5), "guide_channels.*2.5"),
-        (dict(up_kernel=4), "up_kernel must be odd, got 4"),
+        (dict(guide_channels=(3, 2)), r"guide_channels .* one to 1 of them.*, got \(3, 2\)"),
     ],
 )
 @each_type
 def test_refuses_arguments(layer_type: type[nn.Module], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         layer_type(**{"in_channels": 4, "guide_channels": 3, **options})
+
+
+@pytest.mark.parametrize("layer_type", [SAPA, FADE, JointBilateralUpsample])
+def test_a_window_has_a_centre(layer_type: type[nn.Module]) -> None:
+    with pytest.raises(ValueError, match="up_kernel must be odd, got 4"):
+        layer_type(4, 3, up_kernel=4)
+
+
+@each_small_variant
+def test_larger_scales_are_steps_with_a_guide_each(name: str) -> None:
+    layer = make(name, guide_channels=(3, 2), scale_factor=8).eval()
+    x, guide = inputs()
+    finer, finest = torch.randn(2, 2, 12, 16), torch.randn(2, 2, 24, 32)
+    expected = layer.steps[1](layer.steps[0](x, guide), nn.functional.avg_pool2d(finest, 2))
+    torch.testing.assert_close(layer(x, [guide, finest]), layer.steps[2](expected, finest))
+    assert layer(x, [guide, finer]).shape == (2, 4, 24, 32)
+
+
+def test_an_untrained_residual_is_none() -> None:
+    torch.manual_seed(0)
+    layer = GuidedResidual(4, 3, scale_factor=4)
+    x, guide = inputs()
+    expected = x
+    for _ in layer.steps:
+        expected = nn.functional.interpolate(expected, scale_factor=2, mode="bilinear")
+    assert torch.equal(layer(x, 1000 * guide), expected)
 
 
 @each_type

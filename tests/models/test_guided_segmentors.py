@@ -185,7 +185,7 @@ def test_guides_have_the_channels_of_their_features() -> None:
     [
         (dict(guide_index=[7]), r"places of the 3 features or 'image', got \[7\]"),
         (dict(guide_index=["picture"]), r"places of features or 'image', got 'picture'"),
-        (dict(upsample_cfg=dict(type="PixelDCL")), r"type 'GuidedPixelDCL', got 'PixelDCL'"),
+        (dict(upsample_cfg=dict(type="PixelDCL")), r"such as 'GuidedPixelDCL', got 'PixelDCL'"),
         (
             dict(upsample_cfg=dict(type="GuidedPixelDCL", scale_factor=3)),
             r"scale_factor must be one of .*got 3",
