@@ -54,7 +54,12 @@ SYSTEMS = {
         f"{folder}/unethead_lite0_*.py": ["", "-deconv-k4", *PIXELDCLS, "-pixeldcl-separable"]
         for folder in ("camvid", "voc12_subset")
     },
-    **{f"{folder}/unethead_lite0-s8_*.py": ["", "-guided"] for folder in ("camvid", "voc12_subset")},
+    **{
+        f"{folder}/unethead_lite0-s8_*.py": ["", "-guided"]
+        for folder in ("camvid", "voc12_subset", "own_data")
+    },
+    "own_data/unethead_frozen-lite0-s8_*.py": ["", "-guided"],
+    "own_data/unet-s5-d16-c16_*.py": ["", "-pixeldcl"],
 }
 DEEPLAB = "configs/voc12aug/deeplabv3_r101-d8-pixeldcl_4xb4-ft-10k_voc12aug-512x512.py"
 

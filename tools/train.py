@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
-from pixeldcl_plugin.engine import console, data_check, hardware, preflight, runtime, settings
+from pixeldcl_plugin.engine import console, data_check, folder_data, hardware, preflight, runtime, settings
 from pixeldcl_plugin.engine.hooks import ReplaceRunHook
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.checkpoints import enable_safe_loading
@@ -57,6 +57,7 @@ def train(args: argparse.Namespace) -> None:
     notes = hardware.adapt_to_hardware(cfg)
     settings.check_settings(cfg, "train", "val", options=args.cfg_options)
     data_check.check_data(cfg, "train", "val", read=args.data_check)
+    notes += folder_data.describe_folders(cfg)
     preflight.check_weights(cfg)
     with preflight.claimed_work_dir(cfg), writing_to(cfg.work_dir):
         preflight.prepare_work_dir(cfg, args.resume, args.overwrite)

@@ -3,6 +3,8 @@
 from .camvid import CamVidDataset
 from .coco_detection import COCODetectionDataset
 from .faces import CelebADataset, FaceFolderDataset, LFWFacesDataset
+from .folder import FolderSegDataset
+from .masks import LoadMask
 from .photo_mosaic import PhotoMosaicDataset
 
 __all__ = [
@@ -10,6 +12,8 @@ __all__ = [
     "CamVidDataset",
     "CelebADataset",
     "FaceFolderDataset",
+    "FolderSegDataset",
     "LFWFacesDataset",
+    "LoadMask",
     "PhotoMosaicDataset",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import mmcv
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmseg.datasets.transforms import LoadAnnotations
-from PIL import Image
+from PIL import ExifTags, Image
 
-__all__ = ["Pair", "PairReader"]
+from .masks import MaskError, MaskReader, place
+
+__all__ = ["Pair", "PairReader", "transforms"]
 
 # The first bytes of a format -> what a whole file of it ends with. Decoders fill what a cut-off file lacks
 # with grey and only print a warning.
@@ -30,6 +33,13 @@ class Pair:
     labels: Path | None
 
 
+def transforms(pipeline: Any) -> Iterator[Any]:
+    """Yield the transforms of a pipeline, those inside of others too."""
+    for step in getattr(pipeline, "transforms", None) or getattr(pipeline, "subroutines", None) or ():
+        yield step
+        yield from transforms(step)
+
+
 class PairReader:
     """Reads pairs as a dataset's pipeline loads them, and says what keeps one from being used.
 
@@ -40,6 +50,7 @@ class PairReader:
         ignore_index: The label that losses and metrics ignore.
         reduce_zero_label: As the dataset has it.
         label_map: Likewise.
+        masks: What reads masks in place of the loader, for data whose masks are no label maps.
 
     Raises:
         AssertionError: If loader and dataset differ in ``reduce_zero_label``.
@@ -54,11 +65,13 @@ class PairReader:
         ignore_index: int = 255,
         reduce_zero_label: bool = False,
         label_map: dict[int, int] | None = None,
+        masks: MaskReader | None = None,
     ) -> None:
         self._image = image
         self._labels = labels
+        self._masks = masks
         self._admitted: np.ndarray | None = None
-        if labels is not None and num_classes is not None:
+        if labels is not None and num_classes is not None and masks is None:
             results: dict[str, Any] = dict(
                 reduce_zero_label=reduce_zero_label, label_map=label_map, seg_fields=[]
             )
@@ -69,7 +82,7 @@ class PairReader:
         ]
         admitted = None if self._admitted is None else self._admitted.tobytes()
         #: What the verdict on a pair depends on besides its files.
-        self.rules = (*decoders, image.color_type, admitted)
+        self.rules = (*decoders, image.color_type, admitted, None if masks is None else masks.rules)
 
     def fault(self, pair: Pair) -> tuple[Path, str] | None:
         """Return the file that keeps a pair from being used and why, or None if nothing does."""
@@ -82,11 +95,16 @@ class PairReader:
             if pair.labels is None or self._labels is None:
                 return None
             file = pair.labels
-            labels = _decode(file, "unchanged", self._labels.imdecode_backend).squeeze()
+            if self._masks is not None:
+                labels = self._masks.read(_read(file))
+            else:
+                labels = _decode(file, "unchanged", self._labels.imdecode_backend).squeeze()
             fault = self._fault_of_labels(labels, (height, width))
+            if labels.shape == (width, height) != (height, width) and _is_turned(pair.image):
+                fault = f"{fault}, turned by its EXIF orientation"
         except OSError as error:
             fault = "missing" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
-        except _UnreadableError as error:
+        except (_UnreadableError, MaskError) as error:
             fault = str(error)
         return (file, fault) if fault else None
 
@@ -100,12 +118,13 @@ class PairReader:
         if labels.dtype != np.uint8 and labels.dtype != np.bool_:
             wide = np.unique(labels[(labels < 0) | (labels > 255)])
             if wide.size:
-                return f"{_names(wide)}; labels are 0 to 255"
+                return f"{_names(wide)} ({place(np.isin(labels, wide))}); labels are 0 to 255"
         counts = cv2.calcHist([np.ascontiguousarray(labels, np.uint8)], [0], None, [256], [0, 256]).ravel()
         wrong = np.flatnonzero((counts > 0) & ~self._admitted)
         if not wrong.size:
             return None
-        return f"{_names(wrong)} ({int(counts[wrong].sum())} px); admitted are {_ranges(self._admitted)}"
+        pixels = f"{int(counts[wrong].sum())} px, {place(np.isin(labels, wrong))}"
+        return f"{_names(wrong)} ({pixels}); admitted are {_ranges(self._admitted)}"
 
 
 class _UnreadableError(Exception):
@@ -120,11 +139,16 @@ def _load_every_label(loader: LoadAnnotations, info: dict[str, Any]) -> np.ndarr
         return loader.transform({**info, "seg_map_path": str(file), "seg_fields": []})["gt_seg_map"].ravel()
 
 
-def _decode(file: Path, flag: str, backend: str) -> np.ndarray:
+def _read(file: Path) -> bytes:
     data = file.read_bytes()
     if not data:
         raise _UnreadableError("an empty file")
     _require_end(data)
+    return data
+
+
+def _decode(file: Path, flag: str, backend: str) -> np.ndarray:
+    data = _read(file)
     try:
         decoded = mmcv.imfrombytes(data, flag=flag, backend=backend)
     except Exception as error:  # Pillow's plugins and OpenCV raise a dozen kinds.
@@ -143,6 +167,12 @@ def _require_end(data: bytes) -> None:
             image.load()
     except Exception as error:
         raise _UnreadableError("truncated") from error
+
+
+def _is_turned(file: Path) -> bool:
+    """Tell whether an image says of itself that it lies on its side, which loaders mend."""
+    with Image.open(file) as image:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) > 4
 
 
 def _names(labels: np.ndarray) -> str:

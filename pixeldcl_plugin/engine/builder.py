@@ -17,6 +17,7 @@ from ..utils.checkpoints import CheckpointError, check_dataset_meta, load_checkp
 from ..utils.cli import UsageError
 from ..utils.config_errors import explain
 from .console import quiet_logger
+from .folder_data import reads_folders, with_classes
 from .runtime import leaf_datasets
 from .weights import load_state
 
@@ -85,20 +86,24 @@ def build_model(
 def load_model(cfg: Config, checkpoint: str | Path, kind: type[Model] = BaseModel) -> Model:
     """Build the model of a config to predict, its weights all from a checkpoint; see :func:`build_model`.
 
-    Names and colours of the classes are the checkpoint's where the config's data do not tell them.
+    Names and colours of the classes are the checkpoint's where the config's data do not tell them. Of a
+    config whose data are a folder's, so is the number of classes.
 
     Raises:
         UsageError: If the model is of another kind.
-        CheckpointError: If the file cannot be read safely, or its weights are another model's.
+        CheckpointError: If the file cannot be read safely, its weights are another model's, or its classes
+            are not those of the folder.
     """
     loaded = load_checkpoint(checkpoint)
+    if reads_folders(cfg) and (meta := _meta_of(loaded, checkpoint)):
+        cfg = with_classes(cfg, meta, checkpoint)
     model: Any = build_model(cfg, state_of(loaded, checkpoint), kind=kind, inference=True)
     if not hasattr(model, "dataset_meta") and (meta := _meta_of(loaded, checkpoint, class_count(cfg))):
         model.dataset_meta = meta
     return cast(Model, model)
 
 
-def _meta_of(loaded: Any, checkpoint: str | Path, count: int | None) -> dict[str, Any]:
+def _meta_of(loaded: Any, checkpoint: str | Path, count: int | None = None) -> dict[str, Any]:
     """Return the names and colours that a checkpoint has for so many classes; empty if it has none.
 
     Raises:
@@ -113,7 +118,7 @@ def _meta_of(loaded: Any, checkpoint: str | Path, count: int | None) -> dict[str
     except ValueError as error:
         raise CheckpointError(f"checkpoint {str(checkpoint)!r}: {error}") from error
     classes = tuple(checked["classes"])
-    return {**checked, "classes": classes} if len(classes) == count else {}
+    return {**checked, "classes": classes} if count in (None, len(classes)) else {}
 
 
 def forget_pretraining(node: Any) -> None:

@@ -16,6 +16,7 @@ from ..datasets.pairs import Pair, PairReader
 from ..utils.cli import UsageError, is_main_process
 from ..utils.config_errors import find_key
 from .dry_build import building
+from .folder_data import follow_folders
 from .pair_check import SHOWN, check_pairs, listed_pairs
 from .preflight import hint_to_make, is_url
 from .runtime import leaf_datasets
@@ -43,6 +44,7 @@ def check_data(cfg: Config, split: str, *more: str, read: bool = False) -> None:
     """
     if cfg.get(f"{split}_dataloader") is None or cfg.get(f"{split}_cfg") is None:
         raise UsageError(f"the config defines no {split}_dataloader or no {split}_cfg")
+    follow_folders(cfg, require=True)
     splits = {name: cfg[f"{name}_dataloader"] for name in (split, *more)
               if isinstance(cfg.get(f"{name}_dataloader"), Mapping)}  # fmt: skip
     for name, loader in splits.items():

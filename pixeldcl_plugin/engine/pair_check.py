@@ -15,9 +15,10 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmseg.datasets.transforms import LoadAnnotations
 
-from ..datasets.pairs import Pair, PairReader
+from ..datasets.masks import LoadMask
+from ..datasets.pairs import Pair, PairReader, transforms
 from ..utils.cli import UsageError
-from ..utils.files import written_whole
+from ..utils.files import write_text_whole, written_whole
 from .console import track
 
 __all__ = ["SHOWN", "cache_dir", "check_pairs", "listed_pairs"]
@@ -28,20 +29,14 @@ SHOWN = 20
 _CACHE = "good_pairs"
 _CACHED = 4_000_000  # pairs at most
 _DIGEST = 16  # bytes
-_VERSION = 1  # of the checks
-
-
-def _steps(pipeline: Any) -> Iterator[Any]:
-    for step in getattr(pipeline, "transforms", None) or getattr(pipeline, "subroutines", None) or ():
-        yield step
-        yield from _steps(step)
+_VERSION = 2  # of the checks
 
 
 def listed_pairs(cfg: Config, dataset: Any) -> tuple[PairReader, list[Pair]] | None:
     """Return what a dataset lists and how to read it; None for those that check their files themselves."""
     if not isinstance(dataset, BaseDataset):
         return None
-    steps = list(_steps(getattr(dataset, "pipeline", None)))
+    steps = list(transforms(getattr(dataset, "pipeline", None)))
     image = next((step for step in steps if isinstance(step, LoadImageFromFile)), None)
     labels = next((step for step in steps if isinstance(step, LoadAnnotations)), None)
     infos = [dataset.get_data_info(index) for index in range(len(dataset))]
@@ -57,6 +52,7 @@ def listed_pairs(cfg: Config, dataset: Any) -> tuple[PairReader, list[Pair]] | N
         ignore_index=head.get("ignore_index", getattr(dataset, "ignore_index", 255)),
         reduce_zero_label=infos[0].get("reduce_zero_label", False),
         label_map=infos[0].get("label_map"),
+        masks=infos[0].get("mask_reader") if isinstance(labels, LoadMask) else None,
     )
     return reader, [_pair(info) for info in infos]
 
@@ -96,10 +92,21 @@ def check_pairs(readers: Mapping[str, Sequence[tuple[PairReader, list[Pair]]]]) 
     if faults:
         listed = sorted(faults)[:SHOWN]
         if len(faults) > SHOWN:
-            listed.append(f"  ... and {len(faults) - SHOWN} more")
+            listed.append(f"  ... and {len(faults) - SHOWN} more{_write_faults(sorted(faults))}")
         raise UsageError(
             "\n".join([f"{len(faults)} of the {count} pairs of the data cannot be used:", *listed])
         )
+
+
+def _write_faults(faults: Sequence[str]) -> str:
+    """Write a long list to where it can be read in full; return the end of the line that stands for it."""
+    file = cache_dir() / "faults.txt"
+    try:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        write_text_whole(file, "".join(f"{fault.strip()}\n" for fault in faults))
+    except OSError:
+        return ""
+    return f"; all are in {file}"
 
 
 def _verdicts(todo: Sequence[tuple[str, PairReader, Pair]]) -> Iterator[tuple[Path, str] | None]:

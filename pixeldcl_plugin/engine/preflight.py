@@ -8,12 +8,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..utils.checkpoints import CheckpointError, load_for_mmengine
 from ..utils.cli import UsageError, is_main_process, notify
+from ..utils.compat import PACKAGED
 from ..utils.config_errors import find_key
 from ..utils.files import claimed
 from .builder import build_model
+from .console import quiet_logger
+from .folder_data import reads_folders, with_classes
 from .resume_point import ResumePoint, read_resume_point, written_names
 from .weights import check_state
 
@@ -80,6 +84,9 @@ def check_weights(cfg: Config, checkpoint: str | None = None) -> None:
         if isinstance(path, str) and not is_url(path) and not Path(path).expanduser().is_file():
             hint = hint_to_make(Path(path))
             raise UsageError(f"{key} not found: no file {path!r} (looked in {Path.cwd()}){hint}")
+        if isinstance(path, str) and path.startswith(PACKAGED):
+            with quiet_logger():
+                CheckpointLoader.load_checkpoint(path)
         if isinstance(path, str) and not is_url(path) and key != "checkpoint":  # which its reader checks
             load_for_mmengine(path)
 
@@ -204,6 +211,8 @@ def prepare_work_dir(cfg: Config, resume: str | None, overwrite: bool) -> Resume
 def _check_point(point: ResumePoint, cfg: Config) -> None:
     """Check that a resume point is one of the config's training."""
     try:
+        if point.dataset_meta and reads_folders(cfg):
+            with_classes(cfg, point.dataset_meta, point.path)
         check_state(build_model(cfg), point.state)
     except CheckpointError as error:
         raise CheckpointError(f"cannot resume from {str(point.path)!r}: {error}") from error

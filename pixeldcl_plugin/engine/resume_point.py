@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.logging.history_buffer import HistoryBuffer
 from torch import Tensor
 
-from ..utils.checkpoints import CheckpointError, load_checkpoint, state_of
+from ..utils.checkpoints import CheckpointError, check_dataset_meta, load_checkpoint, state_of
 from .random_state import get_random_state, numpy_state, python_state
 
 __all__ = [
@@ -36,13 +36,14 @@ _MAX_HISTORY = 10**7
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A checkpoint that training can continue from, and its weights."""
+    """A checkpoint that training can continue from: its weights, and what it says of the classes, if that."""
 
     path: Path
     iteration: int
     epoch: int
     seed: int | None
     state: dict[str, Tensor] = field(repr=False, compare=False)
+    dataset_meta: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
 
 def read_resume_point(path: Path) -> ResumePoint:
@@ -54,7 +55,12 @@ def read_resume_point(path: Path) -> ResumePoint:
     checkpoint = load_checkpoint(path)
     check_training_state(checkpoint, path)
     meta = checkpoint["meta"]
-    return ResumePoint(path, meta["iter"], meta["epoch"], meta.get("seed"), state_of(checkpoint, path))
+    try:
+        classes = check_dataset_meta(meta.get("dataset_meta"))
+    except ValueError:  # There are data without classes, and this decides nothing of the training.
+        classes = None
+    state = state_of(checkpoint, path)
+    return ResumePoint(path, meta["iter"], meta["epoch"], meta.get("seed"), state, classes)
 
 
 def written_names(cfg: Config) -> re.Pattern[str]:

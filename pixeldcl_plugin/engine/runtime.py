@@ -7,7 +7,7 @@ import datetime
 import difflib
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..utils.compat import resolve_config
 from .checkpoint_hooks import FiniteLossHook, RepeatValidationHook, WholeCheckpointHook
 from .console import QuietRunner
 from .distributed import GlobalBatchDDP
+from .folder_data import follow_folders, hand_down, leaf_datasets
 from .hardware import wrapper_type
 from .hooks import PlainCheckpointHook
 from .random_state import RandomStateHook
@@ -57,12 +58,17 @@ _RUNNER_KEYS = {
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     """Read a config and apply command-line overrides.
 
+    Where the data are a folder's, its classes become those of the model, see
+    :func:`~pixeldcl_plugin.engine.folder_data.follow_folders`.
+
     Args:
         path: A file, or ``'mmseg::<path>'`` for one that MMSegmentation ships.
-        options: Dotted keys and their values, as ``--cfg-options`` gives them.
+        options: Dotted keys and their values, as ``--cfg-options`` gives them. A variable that the datasets
+            of the config repeat, such as ``data_root``, is changed there too.
 
     Raises:
-        UsageError: If there is no such config, it cannot be read, or an override does not fit.
+        UsageError: If there is no such config, it cannot be read, an override does not fit, or a folder of
+            data has no classes.
     """
     try:
         file = resolve_config(path)
@@ -81,6 +87,7 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         raise UsageError(f"config {path!r} defines no model: is it a base of others?")
     for key in options or {}:
         _check_option(cfg, key)
+    hand_down(cfg, options or {})
     try:
         cfg.merge_from_dict(dict(options or {}))
     except (KeyError, TypeError, IndexError) as error:
@@ -89,6 +96,7 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     for loader in (cfg.get(f"{stage}_dataloader") for stage in ("train", "val", "test")):
         if isinstance(loader, dict) and loader.get("num_workers") == 0 and "persistent_workers" in loader:
             loader["persistent_workers"] = False  # there are none to keep, and torch refuses
+    follow_folders(cfg)
     return cfg
 
 
@@ -99,20 +107,6 @@ def _check_option(cfg: Config, key: str) -> None:
         close = difflib.get_close_matches(top, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UsageError(f"--cfg-options: the config has no key {top!r} (from {key!r}){hint}")
-
-
-def leaf_datasets(dataset: Any) -> Iterator[dict[str, Any]]:
-    """Yield each dataset config that reads files, out of RepeatDataset, ConcatDataset, etc."""
-    if not isinstance(dataset, dict):
-        return
-    inner = dataset.get("datasets", dataset.get("dataset"))
-    if inner is None:
-        yield dataset
-    elif isinstance(inner, list | tuple):
-        for item in inner:
-            yield from leaf_datasets(item)
-    else:
-        yield from leaf_datasets(inner)
 
 
 def set_work_dir(cfg: Config, config_path: str, work_dir: str | None) -> Path:

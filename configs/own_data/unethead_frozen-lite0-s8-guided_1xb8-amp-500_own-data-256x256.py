@@ -1,0 +1,7 @@
+# The one to begin with: for a few hundred images, minutes on two cores.
+_base_ = "./unethead_frozen-lite0-s8_1xb8-amp-500_own-data-256x256.py"
+model = dict(
+    type="GuidedEncoderDecoder",
+    upsample_cfg=dict(type="GuidedPixelDCL", scale_factor=8),
+    guide_index=[1, 0, "image"],  # the features at strides 4 and 2
+)
