@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from ..apis.segmenter import Segmenter
 from ..evaluation import checkerboard
 from ..evaluation.linear_response import bare_layer, equivalent_kernels
-from ..models.decode_heads import build_upsampler
-from ..models.upsamplers import LearnedUpsample
+from ..models.upsamplers import LearnedUpsample, build_upsampler
 from ..utils.cli import UsageError
 
 __all__ = [

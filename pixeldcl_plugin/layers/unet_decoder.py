@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from .pixel_dcl import PixelDCL
 from .recompute import recompute
 
-__all__ = ["Stage", "UNetDecoder", "conv_block", "decode", "upsample_block"]
+__all__ = ["Stage", "UNetDecoder", "conv_block", "decode", "upsample_block", "upsample_to"]
 
 #: Makes a module from the channels of its input and its output.
 Factory = Callable[[int, int], nn.Module]
+#: Makes a module from the channels of its input, its guide and its output.
+GuidedFactory = Callable[[int, int, int], nn.Module]
 
 
 def upsample_block(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -49,6 +51,8 @@ class UNetDecoder(nn.Module):
             ``feature_info.channels()`` gives them.
         decoder_channels: Output channels of the stages, the deepest first; at least one for every skip.
         upsample: Makes the upsampler of a stage, which doubles the size.
+        guided_upsample: Makes in its place, for a stage with a skip, one that is called with the map and with
+            the skip as its guide.
         convs: Makes the convolutions after it.
         skip_norm: Makes a norm for the channels of a skip, before it is joined; None for none. Needed with
             encoders whose features leave a linear layer, such as EfficientNet's: they are several times as
@@ -70,6 +74,7 @@ class UNetDecoder(nn.Module):
         decoder_channels: Sequence[int],
         *,
         upsample: Factory = upsample_block,
+        guided_upsample: GuidedFactory | None = None,
         convs: Factory = conv_block,
         skip_norm: Callable[[int], nn.Module] | None = None,
         with_cp: bool = False,
@@ -87,7 +92,10 @@ class UNetDecoder(nn.Module):
         stages = []
         for channels, skip in zip_longest(decoder_channels, reversed(skips), fillvalue=0):
             norm = skip_norm(skip) if skip_norm is not None and skip else nn.Identity()
-            stages.append(Stage(upsample(below, channels), norm, convs(channels + skip, channels), with_cp))
+            guided = guided_upsample if skip else None
+            upsampler = guided(below, skip, channels) if guided else upsample(below, channels)
+            joined = convs(channels + skip, channels)
+            stages.append(Stage(upsampler, norm, joined, with_cp, guided is not None))
             below = channels
         self.stages = nn.ModuleList(stages)
 
@@ -104,12 +112,19 @@ class Stage(nn.Module):
         skip_norm: What the skip passes before it is joined.
         convs: What map and skip pass together.
         with_cp: Recompute what ``convs`` does in the backward pass.
+        guided: Whether the upsampler takes the skip, as it is joined, for its guide.
     """
 
     def __init__(
-        self, upsample: nn.Module, skip_norm: nn.Module, convs: nn.Module, with_cp: bool = False
+        self,
+        upsample: nn.Module,
+        skip_norm: nn.Module,
+        convs: nn.Module,
+        with_cp: bool = False,
+        guided: bool = False,
     ) -> None:
         super().__init__()
+        self.guided = guided
         self.with_cp = with_cp
         self.upsample = upsample
         self.skip_norm = skip_norm
@@ -117,9 +132,11 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """Make the map of this stage from the one below, ``(N, C, H, W)``, and a skip of twice its size."""
-        x = self.upsample(x)
-        if skip is not None:
-            x = torch.cat([self.skip_norm(skip), _fit(x, skip.shape[2:])], dim=1)
+        if skip is None:
+            x = self.upsample(x)
+        else:
+            skip = self.skip_norm(skip)
+            x = torch.cat([skip, upsample_to(self.upsample, x, skip, guided=self.guided)], dim=1)
         return recompute(self.convs, x, self.convs) if self.with_cp else self.convs(x)
 
 
@@ -131,18 +148,43 @@ def decode(stages: Iterable[nn.Module], features: Sequence[Tensor]) -> Tensor:
     return x
 
 
+def upsample_to(upsample: nn.Module, x: Tensor, finer: Tensor, *, guided: bool) -> Tensor:
+    """Double ``(N, C, H, W)``, and bring it to the size of a finer map by a last row and column at most.
+
+    Args:
+        upsample: Doubles the size.
+        x: The map.
+        finer: A map of twice its size, or of a pixel less or more.
+        guided: Whether the upsampler takes the finer map for its guide.
+
+    Raises:
+        ValueError: If the finer map has another size.
+    """
+    size = finer.shape[2:]
+    if guided:
+        doubled = 2 * x.size(2), 2 * x.size(3)
+        _check_fit(doubled, size)
+        x = upsample(x, _fit(finer, doubled))
+    else:
+        x = upsample(x)
+        _check_fit(x.shape[2:], size)
+    return _fit(x, size)
+
+
+def _check_fit(doubled: Sequence[int], size: Sequence[int]) -> None:
+    if any(abs(got - wanted) > 1 for got, wanted in zip(doubled, size, strict=True)):
+        raise ValueError(
+            "every feature must be half as large as the one before it: an upsampled map of size "
+            f"{tuple(doubled)} does not fit a skip of size {tuple(size)}"
+        )
+
+
 def _fit(x: Tensor, size: Sequence[int]) -> Tensor:
     """Crop or repeat the last row and column where halving an odd size had rounded it.
 
     Not a resize: that would stretch the map, by up to a pixel of this level at the far end, which is 16
     pixels of the image at stride 16. Here every pixel keeps the place that it has at even sizes.
     """
-    missing = [wanted - got for wanted, got in zip(size, x.shape[2:], strict=True)]
-    if any(abs(pixels) > 1 for pixels in missing):
-        raise ValueError(
-            "every feature must be half as large as the one before it: an upsampled map of size "
-            f"{tuple(x.shape[2:])} does not fit a skip of size {tuple(size)}"
-        )
     x = x[..., : size[0], : size[1]]
-    bottom, right = (max(pixels, 0) for pixels in missing)
+    bottom, right = (max(wanted - got, 0) for wanted, got in zip(size, x.shape[2:], strict=True))
     return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x

@@ -8,12 +8,11 @@ so that its checkpoints load with only those of ``upsample`` missing.
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
-from mmcv.cnn import ConvModule, build_upsample_layer
+from mmcv.cnn import ConvModule
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmseg.models.decode_heads import (
     ASPPHead,
@@ -27,57 +26,10 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers.common import UpsampleLayer
 from ..registry import register
-from .upsamplers import for_models
-
-
-def build_upsampler(
-    cfg: Mapping[str, Any],
-    in_channels: int,
-    out_channels: int,
-    *,
-    with_cp: bool = False,
-    norm_cfg: Mapping[str, Any] | None = None,
-    act_cfg: Mapping[str, Any] | None = None,
-) -> nn.Module:
-    """Build an upsampling layer from its config, for logits as well as for features.
-
-    Differs from mmcv's ``build_upsample_layer``, which it calls, in three points: the type is found without a
-    default scope, layers without normalisation or activation of their own (``'deconv'``) are taken where
-    none is asked for, and those that insist on both (``DeconvModule``) get an identity.
-
-    Args:
-        cfg: The layer's config. ``with_cp``, ``norm_cfg`` and ``act_cfg`` in it win over the arguments.
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        with_cp: Recompute activations in the backward pass, where the layer can.
-        norm_cfg: mmcv norm config; None for none.
-        act_cfg: mmcv activation config; None for none.
-
-    Raises:
-        ValueError: If ``cfg`` is no dict with a registered ``type``, or the type does not take what is asked.
-    """
-    kind = cfg.get("type") if isinstance(cfg, Mapping) else None
-    layer = kind if inspect.isclass(kind) else MODELS.get(kind) if isinstance(kind, str) else None
-    if inspect.isclass(layer) and issubclass(layer, UpsampleLayer):
-        layer = for_models(layer)
-    if layer is None:
-        raise ValueError(
-            f"upsample_cfg must be a dict with the 'type' of a registered upsampler, got {cfg!r}"
-        )
-    needed: dict[str, Any] = dict(in_channels=in_channels, out_channels=out_channels)
-    needed |= {name: c for name, c in dict(norm_cfg=norm_cfg, act_cfg=act_cfg).items() if c}
-    taken = inspect.signature(layer).parameters
-    if lacking := sorted(needed.keys() - taken.keys()):
-        raise ValueError(
-            f"upsample_cfg type {kind!r} takes no {', '.join(lacking)}; types that do are 'PixelDCL', "
-            "'IPixelDCL', 'DeconvModule' and 'InterpConv'"
-        )
-    identity = dict(type=nn.Identity)
-    offered = dict(norm_cfg=identity, act_cfg=identity, with_cp=with_cp) | needed
-    arguments = {name: value for name, value in offered.items() if name in taken and name not in cfg}
-    return build_upsample_layer({**cfg, "type": layer}, **arguments)
+from .guided_heads import Guide, check_places, guide_head
+from .guided_upsamplers import is_guided
+from .upsamplers import build_upsampler
 
 
 @register(ROOT_MODELS)
@@ -150,24 +102,61 @@ class UpsampledHead(BaseDecodeHead):
     a smooth interpolation of every class by itself, close to the bilinear one of the stock head;
     ``padding_mode='replicate'`` makes it so at the image's border too.
 
+    A guided upsampler needs to be told what guides it, by ``guide_index``; any other takes no notice of that.
+
     Args:
-        upsample_cfg: Config of the upsampler, see :func:`build_upsampler`. It has no normalisation and no
+        upsample_cfg: Config of the upsampler, see :func:`build_upsampler` and
+            :func:`~pixeldcl_plugin.models.guided_upsamplers.build_guided`. It has no normalisation and no
             activation unless the config names them.
+        guide_index: The guides, from that of the first doubling to the finest: places among the features of
+            the backbone, or ``'image'``, the network's own normalised input, which a ``GuidedEncoderDecoder``
+            hands to its heads. Where there are fewer guides than doublings, the last serves the others too.
+        guide_channels: Their channels. None to take three for the image, and those of ``in_channels`` for
+            a feature that is in ``in_index``; a ``GuidedEncoderDecoder`` knows them all.
         **kwargs: The arguments of the stock head.
 
     Raises:
-        ValueError: If ``upsample_cfg`` does not fit, or ``align_corners`` is true: the upsamplers work on the
-            half-pixel grid, and resizing their output on another one would shift it by up to half
-            a pixel of the features.
+        ValueError: If ``upsample_cfg`` does not fit, a guide or its channels are missing, or
+            ``align_corners`` is true: the upsamplers work on the half-pixel grid, and resizing their output
+            on another one would shift it by up to half a pixel of the features.
     """
 
-    def __init__(self, *, upsample_cfg: dict[str, Any], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        upsample_cfg: dict[str, Any],
+        guide_index: Sequence[Guide] | None = None,
+        guide_channels: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if self.align_corners:
             raise ValueError(
                 f"{type(self).__name__} takes align_corners=False only, got {self.align_corners!r}"
             )
-        self.upsample = build_upsampler(upsample_cfg, self.out_channels, self.out_channels)
+        if not is_guided(upsample_cfg):
+            self.upsample = build_upsampler(upsample_cfg, self.out_channels, self.out_channels)
+            return
+        if not guide_index:
+            raise ValueError(
+                f"upsample_cfg type {upsample_cfg['type']!r} takes guides: guide_index must name them, "
+                f"got {guide_index!r}"
+            )
+        self.upsample = nn.Identity()
+        guide_head(self, upsample_cfg, guide_index, guide_channels or self._channels_of(guide_index))
+
+    def _channels_of(self, index: Sequence[Guide]) -> list[int]:
+        """Return the channels of the guides, as far as the head can know them."""
+        check_places(index)
+        known: dict[Guide, int] = {"image": 3}
+        if self.input_transform == "multiple_select":
+            known |= zip(self.in_index, self.in_channels, strict=True)
+        if unknown := [place for place in index if place not in known]:
+            raise ValueError(
+                f"guide_channels must be given for guide_index {list(index)}: {type(self).__name__} does not "
+                f"read {unknown}; or set model.type to 'GuidedEncoderDecoder', which learns them"
+            )
+        return [known[place] for place in index]
 
     def cls_seg(self, feat: Tensor) -> Tensor:
         """Classify each pixel of ``(N, channels, H, W)``: ``(N, out_channels, s H, s W)``."""

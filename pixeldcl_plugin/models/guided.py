@@ -2,187 +2,90 @@
 
 A stock model leaves its logits at the stride of its features and enlarges them bilinearly: what it knows of
 boundaries at finer strides is lost. Here :class:`~pixeldcl_plugin.GuidedPixelDCL` enlarges them, guided by
-earlier features of the backbone or by the image itself. All weights of the stock model keep their names;
-those of the upsampler are ``decode_head.guided.*`` (of a cascade: of its last head).
+earlier features of the backbone or by the image itself, or any other upsampler of the registry. All weights
+of the stock model keep their names; those of the upsampler are ``decode_head.guided.*`` (of a cascade: of
+its last head).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from mmengine.registry import MODELS as ROOT_MODELS
-from mmseg.models.decode_heads import MaskFormerHead, PointHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers import FADE, SAPA, GuidedPixelDCL, GuidedResidual, JointBilateralUpsample
-from ..layers.guided_upsample import GuidedUpsample
 from ..registry import register
+from .guided_heads import Guide, GuidedHead, check_places, guide_head, take_guides, with_image
+from .guided_upsamplers import is_guided
 
-__all__ = ["GuidedCascadeEncoderDecoder", "GuidedEncoderDecoder", "guide_head"]
+__all__ = ["GuidedCascadeEncoderDecoder", "GuidedEncoderDecoder"]
 
-#: Heads that make label maps in another way than by resizing logits.
-_REFUSED = (PointHead, MaskFormerHead)
-#: Where the logits that are evaluated stand among several answers of a head, if not first.
-_PLACE = {"IterativeDecodeHead": -1, "PIDHead": 1}
 #: Side of the picture from which the channels of the guides are learned.
 _PROBE = 128
-
-Guide = int | str
-
-for _layer in (GuidedPixelDCL, GuidedResidual, SAPA, FADE, JointBilateralUpsample):
-    register(ROOT_MODELS)(_layer)
-
-
-class Features(tuple):
-    """The features of a backbone, with the image that they are of."""
-
-    image: Tensor
-
-
-def _with_image(features: Any, image: Tensor) -> Any:
-    """Return features, a sequence or a single map, with an attribute ``image``."""
-    if isinstance(features, list | tuple):
-        features = Features(features)
-    features.image = image
-    return features
-
-
-def _guides(features: Any, index: Sequence[Guide]) -> list[Tensor]:
-    """Return the guides by their places among the features, or ``'image'``."""
-    maps = features if isinstance(features, tuple) else (features,)
-    return [features.image if place == "image" else maps[int(place)] for place in index]
-
-
-class _GuidedHead(BaseDecodeHead):
-    """Puts a guided upsampler on the logits of the head that follows it in the list of bases."""
-
-    guided: GuidedUpsample
-    guide_index: tuple[Guide, ...]
-
-    def forward(self, inputs: Any, *previous: Tensor) -> Any:
-        """Compute the logits at ``scale_factor`` times the size at which the stock head leaves them."""
-        answer = super().forward(inputs, *previous)
-        if isinstance(answer, Tensor):
-            return self.upsample(answer, inputs)
-        answer = list(answer)
-        answer[self.place] = self.upsample(answer[self.place], inputs)
-        return tuple(answer)
-
-    @property
-    def place(self) -> int:
-        """Return where the logits that are evaluated stand in what the head returns, if not alone."""
-        kinds = {kind.__name__ for kind in type(self).__mro__}
-        return next((place for name, place in _PLACE.items() if name in kinds), 0)
-
-    def upsample(self, logits: Tensor, inputs: Any) -> Tensor:
-        """Upsample logits ``(N, classes, h, w)`` of an image; to its size if corners are aligned."""
-        guides = _guides(inputs, self.guide_index)
-        if not self.align_corners:
-            return self.guided(logits, guides)
-        # The upsampler works between pixels as areas; here their centres meet at the corners of the image.
-        scale, size = self.guided.scale_factor, logits.shape[2:]
-        guides = [_at_areas(guide, size, scale) for guide in guides]
-        return _at_corners(self.guided(logits, guides), inputs.image.shape[2:], size, scale)
-
-
-def _at_areas(guide: Tensor, size: Sequence[int], scale: int) -> Tensor:
-    """Sample a guide whose corners meet those of a map of ``size`` where ``scale`` areas a pixel lie."""
-    axes = []
-    for have in size:
-        places = (torch.arange(scale * have, device=guide.device, dtype=torch.float32) + 0.5) / scale - 0.5
-        axes.append(places / max(have - 1, 1) * 2 - 1)
-    return _sample(guide, axes)
-
-
-def _at_corners(x: Tensor, wanted: Sequence[int], size: Sequence[int], scale: int) -> Tensor:
-    """Sample a map of ``scale`` areas to each pixel of ``size`` at the ``wanted`` size so that corners meet.
-
-    The head's own resizing to that size, with ``align_corners=True``, then changes nothing.
-    """
-    axes = []
-    for have, want in zip(size, wanted, strict=True):
-        places = torch.arange(want, device=x.device, dtype=torch.float32) * ((have - 1) / max(want - 1, 1))
-        axes.append((scale * (places + 0.5) - 0.5) / max(scale * have - 1, 1) * 2 - 1)
-    return _sample(x, axes)
-
-
-def _sample(x: Tensor, axes: Sequence[Tensor]) -> Tensor:
-    """Sample rows and columns, from -1 at the centre of the first to 1 at that of the last."""
-    rows, columns = torch.meshgrid(*axes, indexing="ij")
-    grid = torch.stack([columns, rows], dim=-1).to(x.dtype).expand(x.size(0), -1, -1, -1)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
-
-
-def guide_head(
-    head: BaseDecodeHead,
-    upsample_cfg: Mapping[str, Any],
-    guide_index: Sequence[Guide],
-    guide_channels: Sequence[int],
-) -> None:
-    """Give a head a guided upsampler on its logits, in place.
-
-    Args:
-        head: Any head of mmseg that leaves logits to be resized.
-        upsample_cfg: The upsampler and its options: ``'GuidedPixelDCL'``, or a peer with a guide.
-        guide_index: Its guides, from that of the first doubling to the finest: places among the features of
-            the backbone, or ``'image'``.
-        guide_channels: The channels of each.
-
-    Raises:
-        ValueError: If the head has no logits to be resized, or the upsampler does not fit.
-    """
-    if isinstance(head, _REFUSED) or not isinstance(head, BaseDecodeHead):
-        raise ValueError(f"{type(head).__name__} leaves no logits to be resized: nothing can be guided")
-    cfg = dict(upsample_cfg)
-    kind = cfg.pop("type", None)
-    layer = ROOT_MODELS.get(kind) if isinstance(kind, str) else kind
-    if not isinstance(layer, type) or not issubclass(layer, GuidedUpsample):
-        raise ValueError(f"upsample_cfg must have a guided type, such as 'GuidedPixelDCL', got {kind!r}")
-    head.guided = layer(head.out_channels, tuple(guide_channels), **cfg)
-    head.guide_index = tuple(guide_index)
-    # As torch's lazy modules become what they stand for: parameters and names stay.
-    head.__class__ = type(f"Guided{type(head).__name__}", (_GuidedHead, type(head)), {})
+#: What enlarges the logits unless something else is named.
+_UPSAMPLE = dict(type="GuidedPixelDCL", scale_factor=8, separable=False)
 
 
 class _Guided(EncoderDecoder):
     """What makes a segmentor guided; it stands before mmseg's class in the list of bases."""
 
+    frozen = False
+
     def __init__(
         self,
         *args: Any,
-        upsample_cfg: Mapping[str, Any] = dict(type="GuidedPixelDCL", scale_factor=8, separable=False),
+        upsample_cfg: Mapping[str, Any] | None = None,
         guide_index: Sequence[Guide] = ("image",),
         guide_channels: Sequence[int] | None = None,
         frozen: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.frozen = False
-        for place in guide_index:
-            if place != "image" and not (isinstance(place, int) and not isinstance(place, bool)):
-                raise ValueError(f"guide_index must hold places of features or 'image', got {place!r}")
-        if guide_channels is None:
-            guide_channels = self._channels_of(guide_index)
-        guide_head(self._last_head, upsample_cfg, guide_index, guide_channels)
+        if not hasattr(self._last_head, "guided"):
+            upsample_cfg = _UPSAMPLE if upsample_cfg is None else upsample_cfg
+            if guide_channels is None and is_guided(upsample_cfg):
+                guide_channels = self._channels_of(guide_index)
+            guide_head(self._last_head, upsample_cfg, guide_index, guide_channels or ())
+        elif upsample_cfg is not None:
+            raise ValueError(
+                f"the logits are enlarged once: {type(self._last_head).__name__} has its own upsampler, got "
+                f"upsample_cfg={upsample_cfg!r} for the model too"
+            )
         self.frozen = frozen
         if frozen:
             self.requires_grad_(False)
             self._last_head.guided.requires_grad_(True)
 
+    def _init_decode_head(self, decode_head: Any) -> None:
+        super()._init_decode_head(self._with_channels(decode_head))
+
+    def _init_auxiliary_head(self, auxiliary_head: Any) -> None:
+        super()._init_auxiliary_head(self._with_channels(auxiliary_head))
+
+    def _with_channels(self, head: Any) -> Any:
+        """Tell a head, or several, that takes guides itself how many channels they have."""
+        if isinstance(head, list):
+            return [self._with_channels(each) for each in head]
+        if head is None or "guide_index" not in head or "guide_channels" in head:
+            return head
+        head = copy.copy(head)
+        head["guide_channels"] = self._channels_of(head["guide_index"])
+        return head
+
     @property
-    def _last_head(self) -> _GuidedHead:
+    def _last_head(self) -> GuidedHead:
         head = self.decode_head
-        return cast(_GuidedHead, head[-1] if isinstance(head, nn.ModuleList) else head)
+        return cast(GuidedHead, head[-1] if isinstance(head, nn.ModuleList) else head)
 
     @torch.no_grad()
     def _channels_of(self, index: Sequence[Guide]) -> list[int]:
         """Return the channels of the guides, learned from the features of a black picture."""
+        check_places(index)
         mean = getattr(self.data_preprocessor, "mean", None)
         image = torch.zeros(1, 3 if mean is None else len(mean), _PROBE, _PROBE)
         if all(place == "image" for place in index):
@@ -192,16 +95,11 @@ class _Guided(EncoderDecoder):
         with torch.random.fork_rng(devices=[]):
             features = self.extract_feat(image)
         self.train(was_training)
-        try:
-            return [guide.size(1) for guide in _guides(features, index)]
-        except IndexError:
-            raise ValueError(
-                f"guide_index must be places of the {len(features)} features or 'image', got {list(index)}"
-            ) from None
+        return [guide.size(1) for guide in take_guides(features, index)]
 
     def extract_feat(self, inputs: Tensor) -> Any:
         """Extract the features, and keep the image with them."""
-        return _with_image(super().extract_feat(inputs), inputs)
+        return with_image(super().extract_feat(inputs), inputs)
 
     def train(self, mode: bool = True) -> _Guided:
         """Set the mode; what is frozen stays in evaluation mode, its batch norms and dropout too."""
@@ -234,7 +132,10 @@ class GuidedEncoderDecoder(_Guided, EncoderDecoder):
     Args:
         *args: Those of ``EncoderDecoder``.
         upsample_cfg: The upsampler; ``scale_factor`` is the stride of the logits, or what of it is to be
-            guided: what remains is resized bilinearly.
+            guided: what remains is resized bilinearly. ``'GuidedPixelDCL'``, ``'SAPA'``, ``'FADE'``,
+            ``'JointBilateralUpsample'``; or one that looks at the logits alone (``'TorchCARAFE'``,
+            ``'PixelDCL'``, ``'bilinear'``, ...), to compare with: it takes no notice of the guides. None for
+            GuidedPixelDCL x8, or for a head that has a guided upsampler of its own.
         guide_index: Its guides, from that of the first doubling to the finest: places among the features of
             the backbone (of the neck, if there is one), or ``'image'``: the network's own normalised input.
             Where there are fewer guides than doublings, the last serves the others too.
@@ -243,7 +144,8 @@ class GuidedEncoderDecoder(_Guided, EncoderDecoder):
         **kwargs: Those of ``EncoderDecoder``.
 
     Raises:
-        ValueError: If the head leaves no logits to be resized, or a guide is none of the above.
+        ValueError: If the head leaves no logits to be resized, a guide is none of the above, or both the
+            model and its head name an upsampler.
     """
 
 

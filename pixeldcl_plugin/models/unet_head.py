@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..layers.unet_decoder import UNetDecoder, decode
 from ..registry import register
-from .decode_heads import build_upsampler
+from .guided_upsamplers import GuidedDoubling, is_guided
+from .upsamplers import build_upsampler
 
 
 @register(MODELS)
@@ -25,7 +26,8 @@ class UNetHead(BaseDecodeHead):
         in_index: Their places among the backbone's outputs.
         decoder_channels: Output channels of the stages, the deepest first; at least one for every skip.
         upsample_cfg: Config of the upsampler of every stage, which must double the size. It maps to
-            the stage's output channels and is followed by ``norm_cfg`` and ``act_cfg``.
+            the stage's output channels and is followed by ``norm_cfg`` and ``act_cfg``. Of a guided one the
+            skip is the guide; every stage must then have a skip.
         num_convs: 3x3 convolutions after the upsampler of every stage.
         with_cp: Recompute the stages' activations in the backward pass instead of keeping them.
         norm_cfg: mmcv norm config; None for none.
@@ -39,7 +41,7 @@ class UNetHead(BaseDecodeHead):
 
     Raises:
         ValueError: If the lists do not fit each other, or ``upsample_cfg`` is none, see
-            :func:`~pixeldcl_plugin.models.decode_heads.build_upsampler`. From ``forward``, if a feature is
+            :func:`~pixeldcl_plugin.models.upsamplers.build_upsampler`. From ``forward``, if a feature is
             not half as large as the one before it.
     """
 
@@ -65,10 +67,18 @@ class UNetHead(BaseDecodeHead):
             norm_cfg=norm_cfg,
             **kwargs,
         )
+        if is_guided(upsample_cfg) and len(decoder_channels) >= len(in_channels):
+            raise ValueError(
+                f"upsample_cfg type {upsample_cfg['type']!r} is guided by the skips: decoder_channels must "
+                f"have {len(in_channels) - 1} entries, one for each, got {decoder_channels!r}"
+            )
         norms = dict(norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
 
         def upsample(below: int, channels: int) -> nn.Module:
             return build_upsampler(upsample_cfg, below, channels, with_cp=with_cp, **norms)
+
+        def guided_upsample(below: int, skip: int, channels: int) -> nn.Module:
+            return GuidedDoubling(upsample_cfg, below, channels, skip, with_cp=with_cp, **norms)
 
         def convs(joined: int, channels: int) -> nn.Module:
             # The block's own with_cp would count every batch twice in the running statistics.
@@ -81,6 +91,7 @@ class UNetHead(BaseDecodeHead):
             in_channels,
             decoder_channels,
             upsample=upsample,
+            guided_upsample=guided_upsample if is_guided(upsample_cfg) else None,
             convs=convs,
             skip_norm=skip_norm,
             with_cp=with_cp,

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..layers.arguments import check_positive, is_int
 from ..registry import register
-from .decode_heads import build_upsampler
+from .upsamplers import build_upsampler
 from .vae_arguments import check_noise, check_widths
 from .vae_densities import (
     LEVELS,
@@ -50,7 +50,7 @@ class VAE(BaseModel):
 
     Args:
         upsample_cfg: Config of the upsampler of every stage, which must double the size, see
-            :func:`~pixeldcl_plugin.models.decode_heads.build_upsampler`.
+            :func:`~pixeldcl_plugin.models.upsamplers.build_upsampler`.
         image_size: Height and width of the pictures.
         encoder_channels: Output channels of the strided convolutions; each halves the size.
         decoder_channels: Channels of the smallest map, then the output channels of each upsampler; one more

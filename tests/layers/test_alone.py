@@ -13,7 +13,7 @@ from mmengine.registry import METRICS, MODELS, Registry
 from torch import nn
 
 import pixeldcl_plugin
-from pixeldcl_plugin.models.decode_heads import build_upsampler
+from pixeldcl_plugin.models.upsamplers import build_upsampler
 from pixeldcl_plugin.registry import register
 
 LAYERS = ["DySample", "IPixelDCL", "PixelDCL", "PixelShuffleICNR", "TorchCARAFE"]

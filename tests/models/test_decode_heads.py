@@ -366,7 +366,9 @@ def test_refuses_what_is_no_upsampler(kind: Any) -> None:
 
 def test_refuses_types_that_cannot_do_what_is_asked() -> None:
     with pytest.raises(ValueError, match="'bilinear' takes no in_channels, out_channels"):
-        build_upsampler(dict(type="bilinear", scale_factor=2), 4, 4)
+        build_upsampler(dict(type="bilinear", scale_factor=2), 4, 3)
+    with pytest.raises(ValueError, match="'bilinear' takes no norm_cfg"):
+        build_upsampler(dict(type="bilinear", scale_factor=2), 4, 4, norm_cfg=dict(type="BN"))
     with pytest.raises(ValueError, match="'deconv' takes no norm_cfg"):
         build_upsampler(dict(type="deconv", kernel_size=2, stride=2), 4, 4, norm_cfg=dict(type="BN"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +20,8 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 import pixeldcl_plugin
-from pixeldcl_plugin.models.guided import guide_head
+from pixeldcl_plugin.layers import SAPA
+from pixeldcl_plugin.models.guided_heads import guide_head
 
 BN = dict(type="BN")
 LOSS = dict(type="CrossEntropyLoss", avg_non_ignore=True)
@@ -132,6 +134,52 @@ def test_trains_with_every_kind_of_head(head: str, align_corners: bool) -> None:
     assert without == []
 
 
+#: What a study compares: the same model, but for ``upsample_cfg``.
+ARMS = {
+    "bilinear": dict(type="bilinear", scale_factor=8),
+    "pixeldcl-separable": dict(type="PixelDCL", scale_factor=8, separable=True, padding_mode="replicate"),
+    "shuffle": dict(type="PixelShuffleICNR", scale_factor=8),
+    "carafe": dict(type="TorchCARAFE", scale_factor=8),
+    "dysample": dict(type="DySample", scale_factor=8),
+    "residual": dict(type="GuidedResidual", scale_factor=8),
+    "sapa": dict(type="SAPA", scale_factor=8),
+    "fade": dict(type="FADE", scale_factor=8),
+    "joint-bilateral": dict(type="JointBilateralUpsample", scale_factor=8, embed_channels=4),
+}
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("arm", ARMS)
+def test_any_upsampler_stands_at_the_logits(arm: str, align_corners: bool) -> None:
+    stock = build(FCN, guided=False, align_corners=align_corners).eval()
+    model = build(FCN, align_corners=align_corners, upsample_cfg=ARMS[arm]).train()
+    image, size = smooth_image((29, 43)), (29, 43)
+    assert model.decode_head(model.extract_feat(image)).shape[2:] == (size if align_corners else (32, 48))
+    losses = model.loss(image, samples(2, size))
+    sum(value for name, value in losses.items() if "loss" in name).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    names = [name for name, _ in model.decode_head.guided.named_parameters()]
+    assert (names == []) == (arm == "bilinear")
+    model.load_state_dict(stock.state_dict(), strict=False)
+    with torch.no_grad():
+        found, expected = (m.eval().encode_decode(image, [dict(img_shape=size)]) for m in (model, stock))
+    assert found.shape == (2, 4, *size)
+    if arm in ("bilinear", "dysample", "residual"):  # the untrained layer is the stock resize
+        spread = expected.max() - expected.min()
+        assert (found - expected).abs().mean() < 0.005 * spread
+
+
+class WideSAPA(SAPA):
+    """A layer of a user's own."""
+
+
+@pytest.mark.parametrize("layer", [SAPA, WideSAPA])
+def test_a_layer_may_be_named_as_a_class(layer: type[nn.Module]) -> None:
+    guided = build(FCN, upsample_cfg=dict(type=layer, scale_factor=8, up_kernel=3)).decode_head.guided
+    assert type(guided) is layer
+    assert guided.guide_channels == (6, 4, 3)
+
+
 def test_a_frozen_model_trains_its_upsampler_alone() -> None:
     model = build(HEADS["Enc"], frozen=True)
     before = copy.deepcopy(model.state_dict())
@@ -160,9 +208,52 @@ def test_sliding_windows_take_their_own_part_of_the_image() -> None:
     torch.testing.assert_close(slid, torch.cat(halves, dim=3))
 
 
-def test_a_copy_is_a_model_of_its_own() -> None:
+def test_test_time_augmentation_averages_over_flips() -> None:
     model = build(FCN).eval()
+    for step in model.decode_head.guided.steps:
+        nn.init.normal_(step.predict.weight)
+    tta = MODELS.build(dict(type="SegTTAModel", module=model))
+    size = (61, 75)
+    image = 255 * smooth_image(size, count=1)[0]
+    meta = dict(img_shape=size, ori_shape=size, img_path="")
+    flips = [dict(flip=False, flip_direction=None), dict(flip=True, flip_direction="horizontal")]
+    found = tta.test_step(
+        dict(
+            inputs=[[image], [image.flip(2)]],
+            data_samples=[[SegDataSample(metainfo=meta | flip)] for flip in flips],
+        )
+    )[0].pred_sem_seg.data
+    with torch.no_grad():
+        first, second = (model.inference(x[None], [meta]) for x in (image, image.flip(2)))
+    expected = (first.softmax(1) + second.flip(3).softmax(1)).argmax(1)
+    assert torch.equal(found, expected)
+    assert not torch.equal(first.argmax(1), second.flip(3).argmax(1))  # there is something to average
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_overlapping_windows_are_averaged(align_corners: bool) -> None:
+    model = build(FCN, align_corners=align_corners).eval()
+    nn.init.normal_(model.decode_head.guided.steps[0].predict.weight)
+    image, metas = smooth_image((33, 65), count=1), [dict(img_shape=(33, 65), ori_shape=(33, 65))]
+    model.test_cfg = ConfigDict(mode="slide", crop_size=(33, 45), stride=(33, 20))
+    with torch.no_grad():
+        slid = model.inference(image, copy.deepcopy(metas))
+        left, right = (
+            model.encode_decode(part, [dict(img_shape=part.shape[2:])])
+            for part in (image[..., :45], image[..., 20:])
+        )
+    torch.testing.assert_close(slid[..., :20], left[..., :20])
+    torch.testing.assert_close(slid[..., 45:], right[..., 25:])
+    torch.testing.assert_close(slid[..., 20:45], (left[..., 20:] + right[..., :25]) / 2)
+
+
+@pytest.mark.parametrize("twice", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_is_a_model_of_its_own(twice: Any) -> None:
+    model = build(FCN).eval()
+    head = twice(model.decode_head)
+    assert type(head) is type(model.decode_head)
     twin = copy.deepcopy(model)
+    twin.decode_head = head
     nn.init.normal_(twin.decode_head.guided.steps[2].predict.weight)
     image = smooth_image((32, 40))
     with torch.no_grad():
@@ -185,7 +276,11 @@ def test_guides_have_the_channels_of_their_features() -> None:
     [
         (dict(guide_index=[7]), r"places of the 3 features or 'image', got \[7\]"),
         (dict(guide_index=["picture"]), r"places of features or 'image', got 'picture'"),
-        (dict(upsample_cfg=dict(type="PixelDCL")), r"such as 'GuidedPixelDCL', got 'PixelDCL'"),
+        (dict(upsample_cfg=dict(type="Linear")), r"'type' of a registered upsampler, got .*'Linear'"),
+        (dict(upsample_cfg=dict(scale_factor=8)), r"'type' of a registered upsampler, got .*8"),
+        (dict(upsample_cfg=dict(type="SAPA", scale_factor=16)), r"scale_factor must be one of .*got 16"),
+        (dict(upsample_cfg=dict(type="FADE", scale_factor=2)), r"one to 1 of them.*got \(6, 4, 3\)"),
+        (dict(upsample_cfg=dict(type="DySample", scale_factor=16)), r"scale_factor must be one of .*got 16"),
         (
             dict(upsample_cfg=dict(type="GuidedPixelDCL", scale_factor=3)),
             r"scale_factor must be one of .*got 3",
@@ -195,6 +290,68 @@ def test_guides_have_the_channels_of_their_features() -> None:
 def test_names_what_does_not_fit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(FCN, **options)
+
+
+# --- heads that name their upsampler themselves ---------------------------------------------------
+
+UPSAMPLED = FCN | dict(type="UpsampledFCNHead", upsample_cfg=UPSAMPLE, guide_index=[1, "image"])
+
+
+def test_a_head_may_name_its_upsampler() -> None:
+    of_head = build(UPSAMPLED, upsample_cfg=None, guide_index=["image"]).eval()
+    of_model = build(FCN, guide_index=[1, "image"]).eval()
+    assert of_head.decode_head.guided.guide_channels == (6, 3)
+    of_model.load_state_dict(of_head.state_dict())  # the same names
+    image = smooth_image((29, 43))
+    with torch.no_grad():
+        torch.testing.assert_close(of_head(image), of_model(image))
+        assert of_head(image).shape == (2, 4, 32, 48)
+    with pytest.raises(ValueError, match=r"GuidedUpsampledFCNHead has its own upsampler, got upsample_cfg="):
+        build(UPSAMPLED)
+
+
+def test_a_head_of_a_stock_model_may_be_guided_by_features() -> None:
+    told = UPSAMPLED | dict(guide_index=[1, 0], guide_channels=[6, 4])
+    model = build(told, guided=False).train()
+    losses = model.loss(smooth_image((29, 43)), samples(2, (29, 43)))
+    losses["decode.loss_ce"].backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    # What the head reads itself it knows.
+    reads = dict(type="UpsampledSegformerHead", upsample_cfg=UPSAMPLE, guide_index=[0])
+    assert build(HEADS["Segformer"] | reads, guided=False).decode_head.guided.guide_channels == (4,)
+
+
+def test_a_head_takes_no_notice_of_guides_that_its_upsampler_does_not_take() -> None:
+    head = build(UPSAMPLED | dict(upsample_cfg=ARMS["carafe"]), guided=False).decode_head
+    assert type(head).__name__ == "UpsampledFCNHead"
+    assert head([torch.rand(2, c, 3, 3) for c in (4, 6, 8)]).shape == (2, 4, 24, 24)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(guide_index=None), r"guide_index must name them, got None"),
+        (dict(guide_index=[1]), r"guide_channels must be given for guide_index \[1\].* does not read \[1\]"),
+        (dict(guide_index=["picture"]), r"places of features or 'image', got 'picture'"),
+        (dict(guide_index=[1], guide_channels=[6, 3, 3, 3]), r"guide_channels .*got \(6, 3, 3, 3\)"),
+    ],
+)
+def test_a_head_names_what_does_not_fit(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(UPSAMPLED | options, guided=False)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (["image"], r"set model.type to 'GuidedEncoderDecoder'"),
+        ([3], r"places of the 3 features or 'image', got \[3\]"),
+    ],
+)
+def test_a_head_names_a_guide_that_is_not_there(index: list[Any], message: str) -> None:
+    model = build(UPSAMPLED | dict(guide_index=index, guide_channels=[3]), guided=False).eval()
+    with torch.no_grad(), pytest.raises(ValueError, match=message):
+        model(smooth_image((32, 40)))
 
 
 def test_a_head_without_logits_is_refused() -> None:
