@@ -29,7 +29,9 @@ CONFIGS = sorted(
     for path in (ROOT / "configs").rglob("*.py")
     if "_base_" not in path.relative_to(ROOT).parts and not path.name.startswith("vae_")
 )
-TAG = re.compile(r"-(?:deconv(?:-k\d+)?|guided|ipixeldcl|pixeldcl(?:-separable)?)(?=_)")
+TAG = re.compile(
+    r"-(?:carafe|deconv(?:-k\d+)?|dysample|fade|guided|ipixeldcl|pixeldcl(?:-separable)?|sapa)(?=_)"
+)
 #: The files of each family, by the name without the upsampler's tag, then by the tag.
 FAMILIES: dict[str, dict[str, str]] = {}
 for _path in CONFIGS:
@@ -42,14 +44,21 @@ SYSTEMS = {
     f"{folder}/{model}_*.py": ["", f"-deconv{kernel}", *PIXELDCLS]
     for model, kernel, folders in [
         ("unet-s5-d16", "-k6", ["voc12aug", "coco_detection", "coco_stuff164k"]),
-        ("fcn_r50-d8", "", ["voc12aug", "coco_stuff10k", "coco_stuff164k"]),
         ("unethead_resnet50", "-k4", ["voc12aug", "camvid"]),
         ("unethead_lite0", "-k4", ["voc12aug"]),
         ("unet-s5-d16-c16", "-k4", ["camvid", "voc12_subset", "photo_mosaic", "coco128"]),
     ]
     for folder in folders
 } | {
-    "voc12aug/deeplabv3_r101-d8_*.py": ["-deconv", *PIXELDCLS],
+    "voc12aug/deeplabv3_r101-d8_*.py": ["-deconv", "-guided", *PIXELDCLS],
+    "ade20k/segformer_mit-b1_*.py": [
+        *("", "-carafe", "-dysample", "-fade", "-guided", "-pixeldcl-separable", "-sapa")
+    ],
+    "ade20k/upernet_r50_*.py": ["", "-guided"],
+    **{
+        f"{folder}/fcn_r50-d8_*.py": ["", "-deconv", "-guided", *PIXELDCLS]
+        for folder in ("voc12aug", "coco_stuff10k", "coco_stuff164k")
+    },
     **{
         f"{folder}/unethead_lite0_*.py": ["", "-deconv-k4", *PIXELDCLS, "-pixeldcl-separable"]
         for folder in ("camvid", "voc12_subset")
@@ -65,7 +74,7 @@ DEEPLAB = "configs/voc12aug/deeplabv3_r101-d8-pixeldcl_4xb4-ft-10k_voc12aug-512x
 
 
 def test_there_are_configs() -> None:
-    assert len(CONFIGS) >= 65
+    assert len(CONFIGS) >= 80
     assert sum(len(members) for members in FAMILIES.values()) == len(CONFIGS)
 
 
@@ -150,11 +159,12 @@ def split_upsampler(path: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
     cfg = Config.fromfile(ROOT / path).to_dict()
     model, head = cfg["model"], cfg["model"]["decode_head"]
     guided = model.pop("upsample_cfg", None)
-    # Only a guided model and an upsampled head take an upsample_cfg: their type is part of what is switched.
-    if guided:
+    # Only a guided model and heads of this package take an upsample_cfg: their type is part of what is
+    # switched, and so is the list of guides.
+    if "guide_index" in model or "guide_index" in head:
         model["type"] = model["type"].removeprefix("Guided")
-        del model["guide_index"]
-    head["type"] = head["type"].removeprefix("Upsampled")
+        model.pop("guide_index", None) or head.pop("guide_index")
+    head["type"] = head["type"].removeprefix("Upsampled").removeprefix("Staged")
     found = [part.pop("upsample_cfg") for part in (cfg["model"]["backbone"], head) if "upsample_cfg" in part]
     assert len(found) <= 1
     upsampler = guided or (found[0] if found else None)
@@ -178,17 +188,26 @@ def test_a_family_differs_only_in_its_upsampler(family: str) -> None:
             assert tag in ("-deconv", f"-deconv-k{upsampler['kernel_size']}")
         else:
             allowed = {"pixeldcl": ["PixelDCL"], "ipixeldcl": ["IPixelDCL"], "": ["InterpConv", None]}
-            allowed["guided"] = ["GuidedPixelDCL"]
+            allowed |= {"guided": ["GuidedPixelDCL"], "carafe": ["TorchCARAFE"], "dysample": ["DySample"]}
+            allowed |= {"sapa": ["SAPA"], "fade": ["FADE"]}
             name, _, form = tag.removeprefix("-").partition("-")
             assert kind in allowed[name]
             assert (upsampler or {}).get("separable", False) is (form == "separable")
 
 
-def test_stock_members_are_those_of_mmseg() -> None:
-    name = "fcn_r50-d8_4xb4-20k_voc12aug-512x512.py"
-    ours = Config.fromfile(ROOT / "configs/voc12aug" / name).to_dict()
+@pytest.mark.parametrize(
+    "path",
+    [
+        "voc12aug/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py",
+        "ade20k/segformer_mit-b1_8xb2-160k_ade20k-512x512.py",
+        "ade20k/upernet_r50_4xb4-160k_ade20k-512x512.py",
+    ],
+)
+def test_stock_members_are_those_of_mmseg(path: str) -> None:
+    ours = Config.fromfile(ROOT / "configs" / path).to_dict()
     assert ours.pop("custom_imports")["imports"] == ["pixeldcl_plugin"]
-    theirs = Config.fromfile(resolve_config(f"mmseg::fcn/{name}")).to_dict()
+    name = path.partition("/")[2]
+    theirs = Config.fromfile(resolve_config(f"mmseg::{name.partition('_')[0]}/{name}")).to_dict()
     assert without_scopes(ours) == without_scopes(theirs)
 
 

@@ -3,7 +3,7 @@
 A stock head leaves its logits at the stride of its features and mmseg enlarges them bilinearly. Here a
 learned layer does so: two lines of a config, ``type='UpsampledFCNHead'`` and, for example,
 ``upsample_cfg=dict(type='PixelDCL', scale_factor=8)``. The parameters of the stock head keep their names,
-so that its checkpoints load with only those of ``upsample`` missing.
+so that its checkpoints load with only those of ``upsample`` missing; of ``guided``, if the upsampler is.
 """
 
 from __future__ import annotations
