@@ -13,10 +13,10 @@ ARGS ?=
 
 setup: $(STAMP)
 
-$(STAMP): requirements.txt setup.py
+$(STAMP): requirements.txt setup.py weights/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --requirement requirements.txt
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable . --editable ./weights
 	touch $@
 
 # Writes the embedded set on the first call, and says so and returns on the next ones.
@@ -42,4 +42,5 @@ docs: setup
 	@echo "Wrote build/site/index.html"
 
 clean:
-	rm -rf $(VENV) .venv-openmmlab .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-openmmlab .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info \
+		weights/build weights/*.egg-info

@@ -38,8 +38,7 @@ class BuildPyWithMim(build_py):
         else:
             package = Path(self.build_lib) / "pixeldcl_plugin"
             # build/ is kept between builds: what was removed since must not be shipped again.
-            for folder in (package / ".mim", package / "checkpoints"):
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(package, ignore_errors=True)
             super().run()
             copy(package / ".mim")
 
@@ -79,7 +78,6 @@ setup(
     ],
     python_requires=">=3.10",
     packages=find_packages(include=["pixeldcl_plugin", "pixeldcl_plugin.*"]),
-    package_data={"pixeldcl_plugin": ["checkpoints/*.safetensors"]},
     cmdclass={"build_py": BuildPyWithMim},
     install_requires=["torch>=2.6"],  # all that the layers need
     extras_require={

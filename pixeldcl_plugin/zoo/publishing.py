@@ -37,7 +37,7 @@ __all__ = [
     "publish",
 ]
 
-#: Largest file that is shipped with the package, in bytes.
+#: Largest file that goes into the distribution of weights, in bytes.
 MAX_SHIPPED = 20_000_000
 #: What a test writes beside its metrics.
 _NOT_METRICS = ("data_time", "epoch", "iter", "memory", "step", "time")
@@ -56,7 +56,8 @@ class Facts:
         command: The command that trained it; None where the config and the seed say it all.
         test_command: The command that measures the metrics, ``{file}`` standing for the released file;
             None for ``tools/test.py``.
-        url: Where the file will be, without its name; None for a file that ships with the package.
+        url: Where the file will be, without its name; None for a file that the distribution of
+            weights takes up.
     """
 
     metrics: dict[str, float]
@@ -201,8 +202,8 @@ def publish(
         raise UsageError(f"{name!r} is published already: nothing is overwritten")
     if not facts.url and len(content) > MAX_SHIPPED:
         raise UsageError(
-            f"{len(content) / 1e6:.1f} MB are more than the {MAX_SHIPPED / 1e6:.0f} MB that ship "
-            "with the package: say with --url where the file will be"
+            f"{len(content) / 1e6:.1f} MB are more than the {MAX_SHIPPED / 1e6:.0f} MB that are "
+            "shipped: say with --url where the file will be"
         )
     weights = f"{facts.url.rstrip('/')}/{file.name}" if facts.url else f"{SHIPPED}{file.name}"
     tested = weights if facts.url else _relative(file, root)

@@ -190,7 +190,7 @@ def test_a_file_with_an_address_stays_beside_the_checkpoint(
     root: ZooRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publish, "MAX_SHIPPED", 1000)
-    with pytest.raises(UsageError, match=r"are more than the 0 MB that ship .* --url"):
+    with pytest.raises(UsageError, match=r"are more than the 0 MB that are shipped: .* --url"):
         release(root)
     assert not any(root.checkpoints.iterdir())
     url = "https://example.org/zoo/"

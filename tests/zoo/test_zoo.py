@@ -32,7 +32,7 @@ from pixeldcl_plugin.zoo.download import (
     download,
     file_sha256,
 )
-from pixeldcl_plugin.zoo.index import Release, ZooRoot, append_release, load_releases
+from pixeldcl_plugin.zoo.index import WEIGHTS, Release, ZooRoot, append_release, load_releases
 from pixeldcl_plugin.zoo.models import NoWeightsError, UnknownModelError
 
 REAL = ZooRoot.of_package()
@@ -423,8 +423,7 @@ NONE = pytest.param(None, marks=pytest.mark.skip(reason="nothing is released yet
 @pytest.mark.parametrize("record", [pytest.param(r, id=r.name) for r in RELEASED] or [NONE])
 def test_every_release_is_there_and_loads(record: Release) -> None:
     file = REAL.checkpoints / record.file_name
-    if "://" not in record.weights:
-        assert REAL.folder.joinpath(record.weights).resolve() == file.resolve()
+    if record.url is None:
         assert file.stat().st_size == record.size <= 20_000_000
         assert file_sha256(file) == record.sha256
     assert (REAL.folder / record.config).is_file()
@@ -439,6 +438,26 @@ def test_the_index_lists_every_metafile() -> None:
     assert set(index["Import"]) == metafiles
     shipped = {file.name for file in REAL.checkpoints.glob("*.safetensors")}
     assert shipped == {r.file_name for r in RELEASED if r.url is None}
+
+
+def test_the_shipped_weights_stay_small() -> None:
+    assert sum(file.stat().st_size for file in REAL.folder.rglob("*.safetensors")) < 60_000_000
+
+
+def test_weights_that_are_not_installed_say_what_to_install(
+    root: ZooRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ZooRoot, "current", lambda: ZooRoot(root.folder, tmp_path / WEIGHTS))
+    with pytest.raises(CheckpointError) as absent:
+        create_model(MODEL, pretrained=True)
+    (tmp_path / WEIGHTS).mkdir()
+    with pytest.raises(CheckpointError) as other:
+        load_weights(create_model(MODEL), MODEL)
+    for said, what in ((absent, "are not installed"), (other, "another version of the weights")):
+        assert str(said.value).startswith(f"{model_info(MODEL).release.name}: ")
+        assert what in str(said.value)
+        assert "pip install ./weights" in str(said.value)
+        assert "\n" not in str(said.value)
 
 
 def test_the_functions_are_public() -> None:
