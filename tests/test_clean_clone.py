@@ -41,7 +41,8 @@ for command in json.loads(sys.argv[1]):
         assert not stop.code, (command, stop.code)
 labels = pixeldcl_plugin.Segmenter(released[0])("pictures/0.jpg")
 assert labels.shape == (96, 128), labels.shape
-assert served == [["deconv-k4", "pixeldcl"]], served
+((one, other),) = served
+assert one != other, served
 """
 
 

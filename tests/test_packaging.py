@@ -21,7 +21,7 @@ SOURCES = ("README.md", "LICENSE", "MANIFEST.in", "setup.py", "pyproject.toml", 
 
 # Run in the new environment, in an empty folder.
 CHECK = """
-import runpy, sys
+import json, runpy, sys
 from pathlib import Path
 import numpy as np
 from mmengine.hub import get_config, get_model
@@ -53,7 +53,10 @@ assert resolve_config(f"pixeldcl_plugin::tiny/{name}") == config
 assert get_config(f"pixeldcl_plugin::tiny/{name}.py").model.type == "EncoderDecoder"
 hub = get_model(f"pixeldcl_plugin::tiny/{name}.py", pretrained=True).state_dict()
 assert all(bool((tensor == released[key]).all()) for key, tensor in hub.items())
-runpy.run_path(str(package / ".mim/tools/test.py"))["parse_args"]([str(config), str(weights)])
+# What `mim test` runs.
+runpy.run_path(str(package / ".mim/tools/test.py"))["main"]([str(config), str(weights), "--work-dir", "work"])
+(scores,) = Path("work").glob("*/*.json")
+assert "mIoU" in json.loads(scores.read_text())
 print(tuple(result.pred_sem_seg.data.shape))
 """
 

@@ -46,6 +46,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--half", action="store_true", help="kernels in float16: half the size")
     parser.add_argument(
+        "--base",
+        metavar="RELEASE",
+        help="write only what differs from a release, which stays beside the file",
+    )
+    parser.add_argument(
         "--command", help="how it was trained (default: tools/train.py, if that config and seed say it all)"
     )
     parser.add_argument(
@@ -85,6 +90,7 @@ def run(args: argparse.Namespace) -> None:
         facts,
         ema=args.ema,
         half=args.half,
+        base=args.base,
         root=zoo_index.ZooRoot.at(args.out) if args.out else None,
         size=tuple(args.shape) if args.shape else None,
     )

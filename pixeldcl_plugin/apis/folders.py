@@ -15,10 +15,9 @@ import numpy as np
 from PIL import Image
 
 from ..utils.cli import UsageError
-from ..utils.files import write_text_whole, written_whole
+from ..utils.files import file_sha256, write_text_whole, written_whole
 from ..utils.label_maps import save_index_png
 from ..visualization.pictures import image_size, overlay, read_image
-from ..zoo.download import file_sha256
 from .segmenter import Maps, Prediction, Segmenter
 
 __all__ = ["RECORD", "SUFFIXES", "Job", "check_output", "find_images", "plan", "segment", "write_record"]

@@ -13,9 +13,10 @@ from mmengine.registry import MODELS, DefaultScope
 from mmseg.registry import DATASETS
 from torch import Tensor, nn
 
-from ..utils.checkpoints import CheckpointError, check_dataset_meta, load_checkpoint, state_of
+from ..utils.checkpoints import CheckpointError, load_checkpoint, state_of
 from ..utils.cli import UsageError
 from ..utils.config_errors import explain
+from ..utils.safetensors_files import check_dataset_meta
 from .console import quiet_logger
 from .folder_data import reads_folders, with_classes
 from .runtime import leaf_datasets

@@ -17,7 +17,8 @@ from mmengine.config import Config
 from mmengine.logging.history_buffer import HistoryBuffer
 from torch import Tensor
 
-from ..utils.checkpoints import CheckpointError, check_dataset_meta, load_checkpoint, state_of
+from ..utils.checkpoints import CheckpointError, load_checkpoint, state_of
+from ..utils.safetensors_files import check_dataset_meta
 from .random_state import get_random_state, numpy_state, python_state
 
 __all__ = [

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
-import reprlib
 import sys
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
@@ -19,15 +17,14 @@ import torch
 from mmengine.dist import all_gather_object
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
-from safetensors import safe_open
 from torch import Tensor
 
 from .finite import first_not_finite
+from .safetensors_files import load_safetensors
 
 __all__ = [
     "CheckpointError",
     "UnsafeCheckpointError",
-    "check_dataset_meta",
     "enable_safe_loading",
     "load_checkpoint",
     "load_for_mmengine",
@@ -95,8 +92,7 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
 
     Returns:
         What was saved: a state dict, or a dict with a ``'state_dict'`` among others. Of a ``.safetensors``
-        file the ``'state_dict'`` and a ``'meta'``, which has the ``'dataset_meta'`` (names and colours of the
-        classes) of files that this package publishes.
+        file the ``'state_dict'`` and a ``'meta'``: see :mod:`~pixeldcl_plugin.utils.safetensors_files`.
 
     Raises:
         CheckpointError: If the file is missing or unreadable, and as :class:`UnsafeCheckpointError` if it
@@ -107,7 +103,7 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         raise CheckpointError(f"no checkpoint file {str(file)!r} (looked in {Path.cwd()})")
     try:
         if file.suffix == ".safetensors":
-            return _load_safetensors(file, map_location)
+            return load_safetensors(file, map_location)
         with file.open("rb") as opened:
             start = opened.read(4)
         if not start.startswith((b"PK", b"\x80")):  # a zip archive, and a pickle as torch wrote it before
@@ -119,40 +115,6 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     except Exception as error:  # torch and pickle do not say what they raise on a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"cannot read checkpoint {str(file)!r}: {reason}") from error
-
-
-def _load_safetensors(file: Path, map_location: Any) -> dict[str, Any]:
-    device = map_location if isinstance(map_location, str | torch.device) else "cpu"
-    with safe_open(file, "pt", device=str(device)) as opened:
-        state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a mapping)
-        header = opened.metadata() or {}
-    # Nothing else of the header: MMEngine runs what it finds as a config in a checkpoint's meta.
-    meta = (
-        {"dataset_meta": check_dataset_meta(json.loads(header["dataset_meta"]))}
-        if "dataset_meta" in header
-        else {}
-    )
-    return {"state_dict": state, "meta": meta}
-
-
-def check_dataset_meta(meta: Any) -> dict[str, Any]:
-    """Return the names and colours of classes that a checkpoint holds, and nothing else.
-
-    Raises:
-        ValueError: If they are of another form.
-    """
-    classes, palette = (meta.get(k) if isinstance(meta, Mapping) else None for k in ("classes", "palette"))
-    shown = " ".join(reprlib.repr(meta).split())
-    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
-        raise ValueError(f"its dataset_meta has no list of classes: {shown}")
-    palette = None if isinstance(palette, list | tuple) and not palette else palette
-    try:
-        colors = np.zeros((len(classes), 3), int) if palette is None else np.array(palette)
-    except ValueError:  # a ragged list
-        colors = np.zeros(0)
-    if colors.shape != (len(classes), 3) or colors.dtype.kind not in "iu" or (colors != colors % 256).any():
-        raise ValueError(f"its dataset_meta has no color of 0 to 255 for each class: {shown}")
-    return {"classes": classes, "palette": palette}
 
 
 def _unpickling_error(file: Path, message: str) -> CheckpointError:

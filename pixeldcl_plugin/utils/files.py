@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-__all__ = ["claimed", "part_of", "write_text_whole", "writing_to", "written_whole"]
+__all__ = ["claimed", "file_sha256", "part_of", "write_text_whole", "writing_to", "written_whole"]
+
+
+_CHUNK = 1 << 18
+
+
+def file_sha256(file: Path) -> str:
+    """Return the SHA-256 of a file as 64 hex digits."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

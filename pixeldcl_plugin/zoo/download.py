@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from http.client import HTTPException
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from filelock import FileLock
 
 from ..utils.checkpoints import CheckpointError
-from ..utils.files import part_of, written_whole
+from ..utils.files import file_sha256, part_of, written_whole
 from .index import WEIGHTS, Release, ZooRoot
 
 __all__ = [
@@ -20,11 +19,8 @@ __all__ = [
     "TruncatedDownloadError",
     "download",
     "fetch",
-    "file_sha256",
     "verify",
 ]
-
-_CHUNK = 1 << 18
 
 
 class HashMismatchError(CheckpointError):
@@ -37,15 +33,6 @@ class DownloadError(CheckpointError):
 
 class TruncatedDownloadError(DownloadError):
     """A download ended before the file did."""
-
-
-def file_sha256(file: Path) -> str:
-    """Return the SHA-256 of a file as 64 hex digits."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def verify(file: Path, sha256: str) -> None:

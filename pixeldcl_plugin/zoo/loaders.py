@@ -13,6 +13,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..utils.checkpoints import CheckpointError, load_for_mmengine
 from ..utils.compat import PACKAGED, SHIPPED
+from ..utils.files import file_sha256
 
 __all__ = ["load_from_package", "load_from_safetensors", "load_from_zoo"]
 
@@ -70,7 +71,6 @@ def _released_meta(file: Path) -> dict[str, Any]:
     """Return names and colours of the classes of a released file, which its hash tells; empty for others."""
     from ..engine.builder import dataset_meta
     from ..engine.runtime import load_config
-    from .download import file_sha256
     from .index import ZooRoot, load_releases
 
     root = ZooRoot.current()

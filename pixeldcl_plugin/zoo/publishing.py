@@ -15,23 +15,22 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmseg.models.segmentors import BaseSegmentor
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..engine.builder import build_model, class_count, dataset_meta
+from ..engine.builder import build_model, class_count
 from ..engine.runtime import load_config
 from ..utils.checkpoints import CheckpointError, load_checkpoint, read_state
 from ..utils.cli import UsageError
 from ..utils.compat import DISTRIBUTIONS, SHIPPED, installed_versions
 from ..utils.files import written_whole
 from .index import Release, ZooRoot, append_release, load_releases
+from .packing import half_kernels, pack
 from .provenance import released_state, save_date, training_command
 
 __all__ = [
     "MAX_SHIPPED",
     "Facts",
-    "half_kernels",
     "outputs",
     "parse_metrics",
     "publish",
@@ -123,25 +122,6 @@ def outputs(model: nn.Module, size: tuple[int, int]) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)]
 
 
-def half_kernels(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Round floating-point tensors of two dimensions and more to float16.
-
-    Vectors, such as biases and the statistics of norms, stay as they are: they are small, and variances may
-    leave float16's range. A model loads the file as any other, in its own precision.
-
-    Raises:
-        CheckpointError: If a weight is too large for float16.
-    """
-    rounded = {
-        name: tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
-        for name, tensor in state.items()
-    }
-    for name, tensor in rounded.items():
-        if state[name].isfinite().all() and not tensor.isfinite().all():
-            raise CheckpointError(f"{name} has weights of more than 65504: it cannot be released in float16")
-    return rounded
-
-
 def publish(
     checkpoint: str,
     config: str,
@@ -149,6 +129,7 @@ def publish(
     *,
     ema: bool | None = None,
     half: bool = False,
+    base: str | None = None,
     root: ZooRoot | None = None,
     size: tuple[int, int] | None = None,
 ) -> tuple[Release, Path]:
@@ -164,6 +145,8 @@ def publish(
         ema: See :func:`released_state`.
         half: Release kernels in float16, see :func:`half_kernels`: a file of half the size, whose scores are
             to be measured on the file.
+        base: A release that the file completes: only the tensors that differ from it are written, and the
+            file opens where that one lies beside it.
         root: Where to publish; None for the checkout.
         size: Height and width of the image to compare with; None for the config's ``crop_size``, else 64, 64.
 
@@ -192,9 +175,7 @@ def publish(
         raise UsageError(f"--task: needed for a {type(reference).__name__}, such as 'Image Generation'")
     folder = Path(checkpoint).parent if facts.url else root.checkpoints
     folder.mkdir(parents=True, exist_ok=True)
-    # Copies: safetensors refuses tensors that share memory, as tied weights do.
-    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
-    content = _in_order(save(tensors, metadata=_header(cfg, relative)))
+    content = pack(state, cfg, relative, _base_file(base, facts, root))
     sha256 = hashlib.sha256(content).hexdigest()
     name = f"{Path(relative).stem}_{save_date(meta)}-{sha256[:8]}"
     file = folder / f"{name}.safetensors"
@@ -241,24 +222,6 @@ def publish(
     return release, file
 
 
-def _header(cfg: Config, config: str) -> dict[str, str]:
-    """Return what a released file says of itself: its model, and the names and colours of its classes."""
-    header = {"format": "pt", "model": Path(config).stem}
-    if meta := dataset_meta(cfg):
-        header["dataset_meta"] = json.dumps({key: meta.get(key) for key in ("classes", "palette")})
-    return header
-
-
-def _in_order(content: bytes) -> bytes:
-    """Sort the metadata of a safetensors file, whose order changes: equal weights are to be equal files."""
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors are aligned
-    return len(text).to_bytes(8, "little") + text + content[8 + size :]
-
-
 def _is_published(root: ZooRoot, name: str) -> bool:
     return root.index.exists() and any(release.name == name for release in load_releases(root))
 
@@ -270,6 +233,18 @@ def _relative_config(config: Path, root: ZooRoot) -> str:
             if len(relative.parts) > 2:
                 return relative.as_posix()
     raise UsageError(f"config {str(config)!r} is not in configs/<folder>/ of {str(root.folder)!r}")
+
+
+def _base_file(name: str | None, facts: Facts, root: ZooRoot) -> Path | None:
+    """Return the file of the release that is completed, which is found only beside the new one."""
+    if name is None:
+        return None
+    if facts.url:
+        raise UsageError("--base: a file with an address of its own is whole")
+    files = [root.checkpoints / r.file_name for r in load_releases(root) if name in (r.name, r.model)]
+    if not files or not files[-1].is_file():
+        raise UsageError(f"--base: {name!r} is no release with a file in {str(root.checkpoints)!r}")
+    return files[-1]
 
 
 def _relative(file: Path, root: ZooRoot) -> str:

@@ -125,11 +125,6 @@ def test_hubs_and_load_from(name: str, tmp_path: Path) -> None:
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
-def test_torch_hub_lists_what_there_is() -> None:
-    assert torch.hub.list(str(ROOT), source="local") == ["create_model", "list_models"]
-    assert "pretrained" in torch.hub.help(str(ROOT), "create_model", source="local")
-
-
 def test_base(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     name = "unethead_lite0-pixeldcl_1xb8-amp-1k_camvid-160x128"
     reference = f"pixeldcl_plugin::camvid/{name}.py"

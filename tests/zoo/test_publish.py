@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.registry import HOOKS
 from mmengine.runner.checkpoint import CheckpointLoader
+from mmseg.apis import init_model
 from released import FACTS, MODEL, UPSAMPLED, config_file, make_root, release, save_checkpoint, tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -174,6 +175,53 @@ def test_half_the_size_and_the_same_model(root: ZooRoot) -> None:
     checkpoint = save_checkpoint(root, root.folder / "run2.pth", model, state_dict=state)
     with pytest.raises(CheckpointError, match=r"conv_seg\.weight has weights of more than 65504"):
         publish.publish(str(checkpoint), str(config_file(root)), FACTS, half=True, root=root)
+
+
+def test_a_file_completes_another_one(root: ZooRoot, tmp_path: Path) -> None:
+    base = release(root)
+    model = tiny_model(root)
+    changed = "decode_head.conv_seg.bias"
+    model.state_dict()[changed].add_(1)
+    checkpoint = save_checkpoint(root, root.folder / "run.pth", model)
+    config = config_file(root)
+    record, file = publish.publish(str(checkpoint), str(config), FACTS, base=MODEL, root=root)
+    assert load_file(file).keys() == {changed}
+    assert record.size < base.size / 2
+    for state in (
+        zoo.read_state(file),
+        CheckpointLoader.load_checkpoint(str(file), logger=None)["state_dict"],
+        init_model(str(config), str(file), device="cpu").state_dict(),
+    ):
+        assert state.keys() == model.state_dict().keys()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+    # No chains, no other model, and nothing that is not there.
+    other = tiny_model(root, UPSAMPLED)
+    save_checkpoint(root, root.folder / "other.pth", other, UPSAMPLED)
+    unlike = tiny_model(root, seed=1)
+    save_checkpoint(root, root.folder / "unlike.pth", unlike)
+    for name, config, of, message in (
+        ("run.pth", MODEL, record.name, "completes another file itself"),
+        ("unlike.pth", MODEL, base.name, "no weight is as in"),
+        ("run.pth", MODEL, "none", "'none' is no release with a file in"),
+    ):
+        with pytest.raises(UsageError, match=f"--base: .*{message}"):
+            publish.publish(
+                str(root.folder / name), str(config_file(root, config)), FACTS, base=of, root=root
+            )
+    release(root, UPSAMPLED)
+    with pytest.raises(UsageError, match=r"--base: the model has no '.*', which is in"):
+        publish.publish(str(checkpoint), str(config_file(root)), FACTS, base=UPSAMPLED, root=root)
+
+    alone = tmp_path / file.name
+    alone.write_bytes(file.read_bytes())
+    with pytest.raises(CheckpointError, match=r"it completes .* which must lie beside it"):
+        checkpoints.load_checkpoint(alone)
+    content = bytearray((root.checkpoints / base.file_name).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / base.file_name).write_bytes(content)
+    with pytest.raises(CheckpointError, match="the one beside it is another file"):
+        checkpoints.load_checkpoint(alone)
 
 
 def test_tensors_that_share_memory_are_published(root: ZooRoot) -> None:
