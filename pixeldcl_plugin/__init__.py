@@ -22,6 +22,7 @@ _NAMES = {
     "Segmenter": "apis.segmenter",
     "TorchCARAFE": "layers.carafe",
     "UNetDecoder": "layers.unet_decoder",
+    "convert_upsamplers": "layers.conversion",
     "create_model": "zoo.models",
     "list_models": "zoo.models",
     "load_weights": "zoo.models",

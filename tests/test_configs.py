@@ -59,6 +59,7 @@ SYSTEMS = {
         f"{folder}/fcn_r50-d8_*.py": ["", "-deconv", "-guided", *PIXELDCLS]
         for folder in ("voc12aug", "coco_stuff10k", "coco_stuff164k")
     },
+    "voc12aug/unet-s5-d16-authors_*.py": PIXELDCLS,
     **{
         f"{folder}/unethead_lite0_*.py": ["", "-deconv-k4", *PIXELDCLS, "-pixeldcl-separable"]
         for folder in ("camvid", "voc12_subset")

@@ -15,6 +15,7 @@ from .arguments import check_choice, check_positive
 __all__ = [
     "Conv",
     "UpsampleLayer",
+    "build_activation",
     "channel_change",
     "check_arguments",
     "check_input",
@@ -127,3 +128,21 @@ def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def build_activation(cfg: dict[str, Any] | None) -> nn.Module | None:
+    """Build an activation of torch, or of mmcv, from its config; it never works in place."""
+    if cfg is None:
+        return None
+    options = dict(cfg)
+    kind = options.pop("type", None)
+    plain = getattr(nn, kind, None) if isinstance(kind, str) else kind
+    if plain is not None:
+        activation = plain(**options)
+    else:  # one of mmcv's own, such as 'HSwish'
+        from mmcv.cnn import build_activation_layer
+
+        activation = build_activation_layer(dict(cfg))
+    if getattr(activation, "inplace", False):  # the map itself goes to the output
+        activation.inplace = False
+    return activation

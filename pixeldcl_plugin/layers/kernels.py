@@ -121,6 +121,30 @@ def init_kaiming(weights: Mapping[str, Tensor], table: Mapping[str, Kernel]) -> 
             torch.nn.init.normal_(block, std=fan_in[target.maps] ** -0.5)
 
 
+def init_paper(weights: Mapping[str, Tensor], table: Mapping[str, Kernel]) -> None:
+    """Draw every kernel as the authors' code does (HongyangGao/PixelDCN, ``utils/pixel_dcn.py``).
+
+    Plain convolutions have Glorot's uniform distribution there, TensorFlow's default. Maps that read the
+    same come from one convolution, whose outputs all count in the fan-out. The masked kernel of Fig. 6 has
+    a normal distribution of standard deviation 1, cut at two of them.
+    """
+    reads: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    fan_in: dict[tuple[str, ...], int] = defaultdict(int)
+    for name, kernel in table.items():
+        for target in kernel.targets:
+            reads[target.maps].append(name)
+            fan_in[target.maps] += weights[name][0].numel()
+    for name, kernel in table.items():
+        for block, target in zip(_blocks(weights[name], kernel), kernel.targets, strict=True):
+            if len(target.maps) > 1:
+                torch.nn.init.trunc_normal_(block, std=1.0, a=-2.0, b=2.0)
+                continue
+            together = list(reads.values()).count(reads[target.maps])
+            fan_out = together * block[:, 0].numel()
+            limit = (6 / (fan_in[target.maps] + fan_out)) ** 0.5
+            torch.nn.init.uniform_(block, -limit, limit)
+
+
 def draw_preserving_variance(weight: Tensor) -> None:
     """Draw a kernel that makes a map alone so that the map has the variance of what it is made from."""
     torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)

@@ -1,7 +1,7 @@
 """PixelDCL and iPixelDCL as layers: arguments, parameters, initialisation, constraint. Plain torch.
 
-Source: Gao, Yuan, Wang, Ji, "Pixel Deconvolutional Networks" (arXiv 1705.06820). As in the paper there is
-no bias and, unless asked for, no activation between the maps: normalisation and activation come after.
+Source: Gao, Yuan, Wang, Ji, "Pixel Deconvolutional Networks" (arXiv 1705.06820). As in the paper there is,
+unless asked for, no bias and no activation between the maps: normalisation and activation come after.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import functional, kernels
+from . import fixed_upsamplers, functional, kernels
 from .arguments import check_choice, check_positive, is_int
-from .common import UpsampleLayer
+from .common import UpsampleLayer, build_activation
 
 KERNEL_SIZES = (3, 5, 7)
 PADDING_MODES = ("zeros", "replicate")
-INITS = ("interpolate", "kaiming")
+INITS = ("interpolate", "kaiming", "paper")
 
 _Layer = TypeVar("_Layer", bound="_PixelUpsample")
 
@@ -33,6 +33,7 @@ class _PixelUpsample(UpsampleLayer):
 
     _kernel_table: Callable[[int, bool, bool], dict[str, kernels.Kernel]]
     weight_pointwise: nn.Parameter | None
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -47,12 +48,13 @@ class _PixelUpsample(UpsampleLayer):
         checkerboard_free: bool = False,
         groups: int | str = 1,
         separable: bool = False,
+        bias: bool = False,
         inner_act_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_positive(in_channels=in_channels, out_channels=out_channels)
         switches = dict(efficient=efficient, checkerboard_free=checkerboard_free, separable=separable)
-        for name, value in switches.items():
+        for name, value in dict(switches, bias=bias).items():
             check_choice(name, value, (True, False))
         if separable and groups not in (1, "out_channels", out_channels):
             raise ValueError(
@@ -82,7 +84,7 @@ class _PixelUpsample(UpsampleLayer):
         self.checkerboard_free = checkerboard_free
         self.groups = int(group_count)
         self.separable = separable
-        self.inner_act = _build_activation(inner_act_cfg)
+        self.inner_act = build_activation(inner_act_cfg)
 
         mixed_channels = out_channels if separable else in_channels
         pointwise = nn.Parameter(torch.empty(out_channels, in_channels, 1, 1)) if separable else None
@@ -96,6 +98,7 @@ class _PixelUpsample(UpsampleLayer):
                 )
             shape = kernel.shape(mixed_channels, out_channels, self.groups)
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_channels)) if bias else None)
 
         # x4, x8, ... repeat the x2 layer. The repeats are the same layer on its own output.
         self.repeat: _PixelUpsample | None = None
@@ -111,6 +114,7 @@ class _PixelUpsample(UpsampleLayer):
                 checkerboard_free=checkerboard_free,
                 groups=groups,
                 separable=separable,
+                bias=bias,
                 inner_act_cfg=inner_act_cfg,
             )
         self._init_kernels()
@@ -129,6 +133,8 @@ class _PixelUpsample(UpsampleLayer):
         if self.weight_pointwise is not None:
             x = F.conv2d(x, self.weight_pointwise)
         x = self._upsample(x, self.effective_weights())
+        if self.bias is not None:
+            x = x + self.bias.to(x.dtype)[:, None, None]
         return x if self.repeat is None else self.repeat(x)
 
     def effective_weights(self) -> dict[str, Tensor]:
@@ -161,7 +167,8 @@ class _PixelUpsample(UpsampleLayer):
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
             f"scale_factor={self.scale_factor}, efficient={self.efficient}, "
             f"padding_mode={self.padding_mode!r}, init={self.init!r}, "
-            f"checkerboard_free={self.checkerboard_free}, groups={self.groups}, separable={self.separable}"
+            f"checkerboard_free={self.checkerboard_free}, groups={self.groups}, separable={self.separable}, "
+            f"bias={self.bias is not None}"
         )
 
     def _weights(self) -> dict[str, Tensor]:
@@ -169,13 +176,14 @@ class _PixelUpsample(UpsampleLayer):
 
     @torch.no_grad()
     def _init_kernels(self) -> None:
-        fill = kernels.init_kaiming if self.init == "kaiming" else kernels.init_interpolate
-        fill(self._weights(), self.kernels)
+        getattr(kernels, f"init_{self.init}")(self._weights(), self.kernels)
         if self.weight_pointwise is not None:
             if self.init == "interpolate" and self.in_channels == self.out_channels:
                 nn.init.dirac_(self.weight_pointwise)
             else:
                 kernels.draw_preserving_variance(self.weight_pointwise)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def _upsample(self, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
         raise NotImplementedError
@@ -199,7 +207,8 @@ class PixelDCL(_PixelUpsample):
         efficient: Fig. 6 if true, else Fig. 5.
         padding_mode: 'zeros' or 'replicate', for every convolution.
         init: 'interpolate' (the untrained layer is a smooth interpolation, see
-            :func:`~pixeldcl_plugin.layers.kernels.init_interpolate`) or 'kaiming' (variance-preserving).
+            :func:`~pixeldcl_plugin.layers.kernels.init_interpolate`), 'kaiming' (variance-preserving) or
+            'paper' (as the authors' code, see :func:`~pixeldcl_plugin.layers.kernels.init_paper`).
         checkerboard_free: Hold the kernels where all phases answer a constant alike, by construction
             (:func:`~pixeldcl_plugin.layers.kernels.constrain_dc`). The parameters and their names are those
             of the plain layer, so that the two load each other's state dicts. The constraint itself is
@@ -213,6 +222,7 @@ class PixelDCL(_PixelUpsample):
             channel: a depthwise separable convolution (Chollet, arXiv 1610.02357) in pixel
             deconvolution's order, which is interpolation and a 1 x 1 convolution with the interpolation
             learned. Not in the paper.
+        bias: Add one value a channel to the output, the same in all phases; it begins at zero.
         inner_act_cfg: mmcv activation config, applied to each map before the next is made from it (the
             output holds the maps themselves). None, as in the paper, for none.
 
@@ -246,19 +256,38 @@ class IPixelDCL(_PixelUpsample):
     def _upsample(self, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
         return functional.ipixel_dcl(x, list(weights.values()), **self._options())
 
+    @classmethod
+    def from_deconvolution(cls, deconv: nn.ConvTranspose2d, *, efficient: bool = True) -> IPixelDCL:
+        """Return a layer that computes what a deconvolution does, and goes on learning from there.
 
-def _build_activation(cfg: dict[str, Any] | None) -> nn.Module | None:
-    if cfg is None:
-        return None
-    options = dict(cfg)
-    kind = options.pop("type", None)
-    plain = getattr(nn, kind, None) if isinstance(kind, str) else kind
-    if plain is not None:
-        activation = plain(**options)
-    else:  # one of mmcv's own, such as 'HSwish'
-        from mmcv.cnn import build_activation_layer
+        It is on the device of ``deconv``, in its dtype and mode, and learns if that does.
 
-        activation = build_activation_layer(dict(cfg))
-    if getattr(activation, "inplace", False):  # the map itself goes to the output
-        activation.inplace = False
-    return activation
+        Args:
+            deconv: One that doubles the size: stride 2 and kernel 2, padding 0; kernel 4, padding 1;
+                kernel 6, padding 2; or kernel 3, padding and output padding 1. Groups stay; a depthwise
+                one becomes a ``separable`` layer.
+            efficient: As of the layer; both forms hold the deconvolution exactly.
+
+        Raises:
+            ValueError: If the layer cannot compute the same; the message names why.
+        """
+        return fixed_upsamplers.from_deconvolution(cls, deconv, efficient=efficient)
+
+    @classmethod
+    def from_interpolation(
+        cls, channels: int, mode: str = "bilinear", *, scale_factor: int = 2, efficient: bool = True
+    ) -> IPixelDCL:
+        """Return a ``separable`` layer that interpolates as ``F.interpolate`` does, and learns from there.
+
+        Args:
+            channels: Channels of the input and of the output.
+            mode: 'nearest', 'nearest-exact', 'bilinear' or 'bicubic', without ``align_corners``.
+            scale_factor: 2; with the nearest pixel also 4, 8, ..., which repeat it.
+            efficient: As of the layer; both forms hold the interpolation exactly.
+
+        Raises:
+            ValueError: If the layer cannot compute the same; the message names why.
+        """
+        return fixed_upsamplers.from_interpolation(
+            cls, channels, mode, scale_factor=scale_factor, efficient=efficient
+        )

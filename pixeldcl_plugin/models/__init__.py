@@ -2,6 +2,7 @@
 
 from . import (
     backbones,
+    conversion,
     decode_heads,
     guided,
     guided_upsamplers,
@@ -13,6 +14,7 @@ from . import (
 
 __all__ = [
     "backbones",
+    "conversion",
     "decode_heads",
     "guided",
     "guided_upsamplers",

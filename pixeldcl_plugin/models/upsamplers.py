@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from mmcv.cnn import build_activation_layer, build_norm_layer, build_upsample_layer
+from mmcv.cnn import ConvModule, build_activation_layer, build_norm_layer, build_upsample_layer
 from mmengine.registry import MODELS
 from mmseg.registry import MODELS as MMSEG_MODELS
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class LearnedUpsample(nn.Module):
             the running statistics of the norm are the same.
         norm_cfg: mmcv norm config; None for none.
         act_cfg: mmcv activation config; None for none.
+        conv_first: Have a 3x3 convolution, with the same norm and activation, change the number of channels
+            before, so that the layer upsamples C to C: the U-Net of PixelDCL's authors.
         **layer_cfg: Options of the layer.
 
     Raises:
@@ -59,13 +61,33 @@ class LearnedUpsample(nn.Module):
         with_cp: bool = False,
         norm_cfg: dict[str, Any] | None = dict(type="BN"),  # noqa: B006 mmcv's contract, never changed
         act_cfg: dict[str, Any] | None = dict(type="ReLU"),  # noqa: B006
+        *,
+        conv_first: bool = False,
         **layer_cfg: Any,
     ) -> None:
         super().__init__()
         self.with_cp = with_cp
+        check_choice("conv_first", conv_first, (True, False))
+        self.conv: nn.Module = nn.Identity()
+        if conv_first:
+            self.conv = ConvModule(
+                in_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=act_cfg
+            )
+            in_channels = out_channels
         self.layer = self._layer(in_channels, out_channels, **layer_cfg)
         self.norm = build_norm_layer(norm_cfg, out_channels)[1] if norm_cfg else nn.Identity()
         self.act = build_activation_layer(act_cfg) if act_cfg else nn.Identity()
+
+    @classmethod
+    def around(
+        cls, layer: nn.Module, norm: nn.Module, act: nn.Module, *, with_cp: bool = False
+    ) -> LearnedUpsample:
+        """Return a layer, a norm and an activation that exist already as one module."""
+        module = cls.__new__(cls)
+        nn.Module.__init__(module)
+        module.with_cp = with_cp
+        module.conv, module.layer, module.norm, module.act = nn.Identity(), layer, norm, act
+        return module
 
     def _layer(self, in_channels: int, out_channels: int, **layer_cfg: Any) -> nn.Module:
         scale_factor = layer_cfg.get("scale_factor", 2)
@@ -81,7 +103,7 @@ class LearnedUpsample(nn.Module):
         return recompute(self._forward, x, self) if self.with_cp else self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.layer(x)))
+        return self.act(self.norm(self.layer(self.conv(x))))
 
 
 @register(MODELS, "PixelDCL")

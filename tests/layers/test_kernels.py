@@ -184,6 +184,38 @@ def test_kaiming_keeps_the_variance_of_every_map(
         assert phase.var().item() == pytest.approx(1, rel=0.15)
 
 
+def test_paper_draws_as_the_authors_do() -> None:
+    """Glorot's uniform distribution for plain convolutions, a cut normal one for the masked kernel.
+
+    Fan-in and fan-out are those of the concatenated convolutions of their code: of iPixelDCL's, conv2 reads
+    the input and p00, conv3 reads p11 too and makes two maps.
+    """
+    torch.manual_seed(0)
+    cin, c = 48, 64
+    layer = layers.PixelDCL(cin, c, init="paper")
+    plain = {"weight_p00": 9 * (cin + c), "weight_p11": 9 * (c + c)}
+    for name, fans in plain.items():
+        limit = (6 / fans) ** 0.5
+        weight = layer.get_parameter(name)
+        assert weight.abs().max() <= limit
+        assert weight.std().item() == pytest.approx(limit / 3**0.5, rel=0.02)
+    for masked in (layer.weight_h, layer.weight_v):
+        assert 1.9 < masked.abs().max() <= 2
+        # The normal distribution of standard deviation 1, cut at 2, has one of 0.88.
+        assert masked.std().item() == pytest.approx(0.8796, rel=0.02)
+
+    layer = layers.IPixelDCL(cin, c, init="paper")
+    fans = {
+        "p00": 9 * (cin + c), "p11": 9 * ((cin + c) + c), "p01": 9 * ((cin + 2 * c) + 2 * c),
+        "p10": 9 * ((cin + 2 * c) + 2 * c),
+    }  # fmt: skip
+    for name, kernel in layer.kernels.items():
+        blocks = layer.get_parameter(name).split(c)
+        for block, target in zip(blocks, kernel.targets, strict=True):
+            limit = (6 / fans[target.maps[0]]) ** 0.5
+            assert 0.99 * limit < block.abs().max() <= limit, (name, target)
+
+
 # --- the projection ------------------------------------------------------------------------------
 
 
@@ -247,7 +279,9 @@ def test_projection_gives_the_papers_condition(cls: type[nn.Module], efficient: 
 
 
 @pytest.mark.parametrize(
-    "init", [kernels.init_interpolate, kernels.init_kaiming], ids=["interpolate", "kaiming"]
+    "init",
+    [kernels.init_interpolate, kernels.init_kaiming, kernels.init_paper],
+    ids=["interpolate", "kaiming", "paper"],
 )
 @pytest.mark.parametrize(("table", "groups"), PROJECTIONS)
 def test_every_initialisation_overwrites_every_kernel(
@@ -302,8 +336,8 @@ def test_constraint_holds_throughout(
     torch.manual_seed(0)
     options = dict(options, efficient=efficient, padding_mode=padding_mode)
     for init in layers.INITS:
-        layer = cls(4, 4, init=init, checkerboard_free=True, **options)
-        assert_checkerboard_free(layer)
+        assert_checkerboard_free(cls(4, 4, init=init, checkerboard_free=True, **options))
+    layer = random_layer(cls, 4, 4, checkerboard_free=True, **options)
     free = random_layer(cls, 4, 4, **options)
     assert phase_spread(free) > 1e-2  # the measure sees what the constraint removes
 

@@ -23,6 +23,7 @@ OPTIONS = [
     dict(padding_mode="replicate"),
     dict(groups=4),
     dict(separable=True),
+    dict(bias=True),
     dict(inner_act_cfg=dict(type="ReLU")),
     dict(checkerboard_free=True),
     dict(padding_mode="replicate", groups=2, scale_factor=4, checkerboard_free=True),
@@ -125,7 +126,7 @@ def test_pixel_dcl_groups_need_not_divide_the_input() -> None:
         ((4, 4), dict(scale_factor=2.0), r"scale_factor .*power of two.*, got 2\.0"),
         ((4, 4), dict(scale_factor=True), r"scale_factor .*power of two.*, got True"),
         ((4, 4), dict(padding_mode="reflect"), "padding_mode .*'zeros', 'replicate'.*, got 'reflect'"),
-        ((4, 4), dict(init="xavier"), "init .*'interpolate', 'kaiming'.*, got 'xavier'"),
+        ((4, 4), dict(init="xavier"), "init .*'interpolate', 'kaiming', 'paper'.*, got 'xavier'"),
         ((4, 4), dict(groups=0), "groups .* positive integer or .out_channels., got 0"),
         ((4, 4), dict(groups=True), "groups .* positive integer or .out_channels., got True"),
         ((4, 4), dict(groups="depthwise"), "groups must be .*, got 'depthwise'"),
@@ -301,8 +302,19 @@ def test_copies_and_round_trips(cls: type[nn.Module], efficient: bool, options: 
     assert torch.equal(torch.func.functional_call(other, parameters, (x,)), expected)
 
 
+@pytest.mark.parametrize(("cls", "efficient"), FORMS)
+def test_bias_is_added_to_the_output(cls: type[nn.Module], efficient: bool) -> None:
+    layer, x = random_layer(cls, 3, 2, efficient=efficient, bias=True), random(1, 3, 4, 5)
+    plain = random_layer(cls, 3, 2, efficient=efficient)
+    assert not layer.bias.any()
+    torch.testing.assert_close(layer(x), plain(x))
+    with torch.no_grad():
+        layer.bias.copy_(torch.tensor([1.0, -2.0]))
+    torch.testing.assert_close(layer(x), plain(x) + layer.bias[:, None, None])
+
+
 def test_reset_parameters_starts_again() -> None:
-    layer = PixelDCL(3, 3, scale_factor=4)
+    layer = PixelDCL(3, 3, scale_factor=4, bias=True)
     fresh = copy.deepcopy(layer.state_dict())
     with torch.no_grad():
         for parameter in layer.parameters():

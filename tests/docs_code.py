@@ -1,0 +1,63 @@
+"""The code of the docs, taken out of their Markdown and run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+_HEADING = re.compile(r"^#+ (.+)$")
+_FENCE = re.compile(r"^```(\w*)$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block, the heading it stands under and the line of its file at which it begins."""
+
+    path: Path
+    heading: str
+    language: str
+    code: str
+    line: int
+
+    def run(self, namespace: dict[str, Any]) -> None:
+        """Execute it; a traceback shows the file and the line."""
+        code = compile("\n" * (self.line - 1) + self.code, str(self.path), "exec")
+        exec(code, namespace)
+
+
+def blocks(path: str | Path, language: str = "python") -> list[Block]:
+    """Every block of one language in a Markdown file of the repository, in order."""
+    path = ROOT / path
+    found = []
+    heading, opened, lines = "", None, []
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        if opened is not None:
+            if text == "```":
+                found.append(Block(path, heading, opened, "\n".join(lines) + "\n", number - len(lines)))
+                opened = None
+            else:
+                lines.append(text)
+        elif fence := _FENCE.match(text):
+            opened, lines = fence[1], []
+        elif title := _HEADING.match(text):
+            heading = title[1]
+    return [block for block in found if block.language == language]
+
+
+def sections(path: str | Path, language: str = "python") -> dict[str, list[Block]]:
+    """The same by heading: the blocks under one heading go on from each other, those of another do not."""
+    by_heading: dict[str, list[Block]] = {}
+    for block in blocks(path, language):
+        by_heading.setdefault(block.heading, []).append(block)
+    return by_heading
+
+
+def run_section(path: str | Path, heading: str) -> dict[str, Any]:
+    """Execute the Python blocks under one heading, in one namespace; return that."""
+    namespace: dict[str, Any] = {"__name__": "docs"}
+    for block in sections(path)[heading]:
+        block.run(namespace)
+    return namespace
