@@ -13,6 +13,7 @@ weights sees fewer features.
 """
 
 from .carafe import TorchCARAFE
+from .conversion import Conversion, convert_upsamplers
 from .dysample import DySample
 from .fade import FADE
 from .guided import GuidedPixelDCL
@@ -26,6 +27,7 @@ from .unet_decoder import UNetDecoder
 __all__ = [
     "FADE",
     "SAPA",
+    "Conversion",
     "DySample",
     "GuidedPixelDCL",
     "GuidedResidual",
@@ -35,4 +37,5 @@ __all__ = [
     "PixelShuffleICNR",
     "TorchCARAFE",
     "UNetDecoder",
+    "convert_upsamplers",
 ]
