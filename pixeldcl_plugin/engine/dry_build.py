@@ -23,7 +23,15 @@ from ..utils.config_errors import explain, find_class, find_key, leaves, unknown
 from .builder import forget_pretraining
 from .console import quiet_logger
 
-__all__ = ["build_model_once", "build_optimization_once", "building"]
+__all__ = ["build_model_once", "build_optimization_once", "building", "given_below", "silently"]
+
+
+@contextlib.contextmanager
+def silently() -> Iterator[None]:
+    """Hide warnings and notes in the block: the Runner does the same again, and says it then."""
+    with warnings.catch_warnings(), quiet_logger():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextlib.contextmanager
@@ -39,8 +47,7 @@ def building(path: str, node: Any, options: Mapping[str, Any] | None = None) -> 
         UsageError: For every error but failed reads and downloads.
     """
     try:
-        with warnings.catch_warnings(), quiet_logger():
-            warnings.simplefilter("ignore")  # The Runner builds it again, and says it then.
+        with silently():
             yield
     except FileNotFoundError as error:
         if type(error) is not FileNotFoundError:  # A failed download of the hub's.
@@ -50,6 +57,11 @@ def building(path: str, node: Any, options: Mapping[str, Any] | None = None) -> 
         raise
     except Exception as error:
         raise UsageError(f"config: {_reason(error, path, node, options or {})}") from error
+
+
+def given_below(path: str, options: Mapping[str, Any]) -> list[str]:
+    """Return what ``--cfg-options`` set at or below a path, as text."""
+    return [f"{key}={value!r}" for key, value in options.items() if f"{key}.".startswith(f"{path}.")]
 
 
 def _reason(error: Exception, path: str, node: Any, options: Mapping[str, Any]) -> str:
@@ -69,7 +81,7 @@ def _reason(error: Exception, path: str, node: Any, options: Mapping[str, Any]) 
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"
         explained = f"{type(error).__name__}: {message or frame.line} ({place})"
-    given = [f"{key}={value!r}" for key, value in options.items() if f"{key}.".startswith(f"{path}.")]
+    given = given_below(path, options)
     return f"cannot build {path}{' with ' + ', '.join(given) if given else ''}: {explained}"
 
 

@@ -37,6 +37,7 @@ from ..utils.config_errors import (
     unknown_type,
 )
 from .dry_build import build_model_once, build_optimization_once
+from .dry_forward import run_model_once
 from .value_rules import check_values
 
 __all__ = ["check_settings"]
@@ -174,6 +175,8 @@ def _check_value_types(node: Any, path: str, registry: Registry) -> None:
     for name, value in node.items():
         if isinstance(value, str) and name in wanted:
             kind = getattr(wanted[name].annotation, "__name__", wanted[name].annotation)
+            if isinstance(wanted[name].default, bool):
+                kind = "bool"
             if kind in ("bool", "int", "float"):
                 expected = {"bool": "True or False", "int": "a whole number", "float": "a number"}[kind]
                 raise UsageError(f"config: {path}.{name}={value!r}: expected {expected}")
@@ -222,6 +225,7 @@ def check_settings(cfg: Config, split: str, *more: str, options: Mapping[str, An
                 _check_value_types(steps, path, TRANSFORMS)
         _check_value_types(cfg.model, "model", MODELS)
         model = build_model_once(cfg, options)
+        run_model_once(cfg, model, options, training=split == "train")
         if split == "train" and "runner_type" not in cfg:
             _check_optimizer(cfg)
             build_optimization_once(cfg, model, options)

@@ -36,10 +36,18 @@ def _amount(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
+def _rate(value: Any) -> bool:
+    return _amount(value) and value <= _LARGEST_RATE
+
+
+#: Far above what any optimizer is used with: large-batch ones take up to 30.
+_LARGEST_RATE = 1000
+
 _AT_LEAST_1 = (_whole(1), "a whole number from 1")
 _AT_LEAST_0 = (_whole(0), "a whole number from 0")
 _SIZE = (_size, "a positive number of pixels, or two: (height, width)")
 _AMOUNT = (_amount, "a finite number from 0")
+_RATE = (_rate, f"a finite number from 0 to {_LARGEST_RATE}")
 
 #: What the value at a dotted path must be; None always stands for a default.
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -56,8 +64,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model*_head*.num_classes": _AT_LEAST_1,
     "model*.base_channels": _AT_LEAST_1,
     "model.test_cfg.mode": (lambda value: value in ("whole", "slide"), "'whole' or 'slide'"),
-    "optim_wrapper*.lr": _AMOUNT,
-    "optim_wrapper*.weight_decay": _AMOUNT,
+    "optim_wrapper*.lr": _RATE,
+    "optim_wrapper*.weight_decay": _RATE,
     "optim_wrapper.accumulative_counts": _AT_LEAST_1,
     "optim_wrapper.clip_grad.max_norm": _AMOUNT,
     "param_scheduler*.begin": _AT_LEAST_0,

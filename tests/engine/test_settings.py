@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import random
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.registry import DefaultScope
+from mmseg.models.decode_heads import FCNHead
+from mmseg.registry import MODELS
 
-from pixeldcl_plugin.engine import hardware, runtime, settings
+from pixeldcl_plugin.engine import dry_forward, hardware, random_state, runtime, settings
 from pixeldcl_plugin.utils.cli import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +59,7 @@ REFUSED = {
     "optim_wrapper.optimizer.lr=abc": "a finite number from 0",
     "optim_wrapper.optimizer.lr=-0.1": "a finite number from 0",
     "optim_wrapper.optimizer.lr=1e999": "a finite number from 0",
+    "optim_wrapper.optimizer.lr=1e38": "a finite number from 0 to 1000",
     "optim_wrapper.optimizer.weight_decay=-1": "a finite number from 0",
     "optim_wrapper.accumulative_counts=0": "a whole number from 1",
     "param_scheduler.0.end=abc": "a whole number from 1",
@@ -72,6 +80,12 @@ REFUSED = {
     "model.backbone.base_channels=0": "a whole number from 1",
     "model.decode_head.in_index=[0,1]": "cannot build model with model.decode_head.in_index=[0, 1]",
     "model.test_cfg.mode=slid": "'whole' or 'slide'",
+    "model.decode_head.loss_decode.avg_non_ignore=perhaps": "True or False",
+    # Parts that do not fit each other.
+    "model.decode_head.in_channels=17": "output 2 of the backbone has 4 channels",
+    "model.decode_head.in_index=9": "the backbone has 3 output(s), 0 to 2",
+    "model.backbone.in_channels=1": "the images have 3 channels",
+    "model.decode_head.loss_decode.class_weight=[1,2]": "weight tensor should be defined",
     # Misspelt types.
     "model.type=EncoderDecodr": "did you mean 'EncoderDecoder'",
     "model.backbone.upsample_cfg.type=DeconvModuel": "did you mean 'DeconvModule'",
@@ -135,6 +149,84 @@ def test_a_hook_that_is_text(tiny_config: Path) -> None:
         settings.check_settings(cfg, "train", "val", options=options)
 
 
+@pytest.mark.parametrize(
+    ("split", "options", "message"),
+    [
+        ("train", {"guide_channels": [17]}, r"model.guide_channels=\[17\]: .*GuidedPixelDCL takes a guide"),
+        ("test", {"guide_channels": [3, 3, 3]}, r"model.guide_channels=\[3, 3, 3\]: .*takes 3 guide"),
+        (
+            "train",
+            {"guide_index": [7]},
+            r"model.guide_index=\[7\]: guide_index must be places of the 3 features",
+        ),
+        ("train", {"neck.in_channels": [4, 4]}, "model.neck.in_channels=.*the backbone have .* channels"),
+        (
+            "train",
+            {"auxiliary_head.1.in_index": -5},
+            r"model.auxiliary_head.1.in_index=-5: the backbone has 3",
+        ),
+        ("test", {"decode_head.in_index": 9}, "model.decode_head.in_index=9: the backbone has 3 output"),
+    ],
+)
+def test_parts_that_do_not_fit(split: str, options: dict, message: str, tiny_config: Path) -> None:
+    cfg, _ = _config(tiny_config)
+    cfg.model.type = "GuidedEncoderDecoder"
+    cfg.model.upsample_cfg = dict(type="GuidedPixelDCL", scale_factor=8)
+    cfg.model.auxiliary_head = [dict(cfg.model.decode_head), dict(cfg.model.decode_head)]
+    if "neck.in_channels" in options:
+        cfg.model.neck = dict(type="FPN", in_channels=[], out_channels=4, num_outs=3)
+    options = {f"model.{key}": value for key, value in options.items()}
+    cfg.merge_from_dict(options)
+    with pytest.raises(UsageError, match=message) as error:
+        settings.check_settings(cfg, split, options=options)
+    assert str(error.value).startswith("config: ")
+
+
+@MODELS.register_module()
+class WantsItsOwn(FCNHead):
+    """A head for images of the training's size, whose loss asks for an annotation of the user's own."""
+
+    sizes: ClassVar[list[int]] = []
+
+    def forward(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        self.sizes.append(inputs[2].size(-1))
+        if inputs[2].size(-1) != 32:
+            raise RuntimeError("another size")
+        return super().forward(inputs)
+
+    def loss_by_feat(self, seg_logits: torch.Tensor, batch_data_samples: list) -> dict:
+        return dict(loss=batch_data_samples[0].my_annotation)
+
+
+def test_a_model_of_one_size_and_with_an_annotation_of_its_own(tiny_config: Path) -> None:
+    cfg, options = _config(tiny_config, "model.decode_head.type=WantsItsOwn")
+    WantsItsOwn.sizes.clear()
+    settings.check_settings(cfg, "train", options=options)
+    assert WantsItsOwn.sizes == [64, 32]
+    cfg.model.data_preprocessor.size = (40, 40)
+    with pytest.raises(UsageError, match=r"config: model.decode_head.type='WantsItsOwn': another size"):
+        settings.check_settings(cfg, "train", options=options)
+
+
+@pytest.mark.parametrize("key", ["in_channels", None])
+def test_trying_a_model_draws_no_random_numbers(key: str | None, tiny_config: Path) -> None:
+    cfg, _ = _config(tiny_config)
+    if key is not None:
+        cfg.model.decode_head[key] = 17
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        model = MODELS.build(cfg.model)
+
+    def draw() -> list[float]:
+        return [random.random(), np.random.rand(), torch.rand(1).item()]
+
+    state = random_state.get_random_state()
+    expected = draw()
+    random_state.set_random_state(state)
+    with contextlib.suppress(UsageError):
+        dry_forward.run_model_once(cfg, model, {}, training=True)
+    assert draw() == expected
+
+
 @pytest.mark.parametrize("kind", ["PixelDCL", "IPixelDCL"])
 @pytest.mark.parametrize(
     ("key", "value", "message"),
@@ -165,7 +257,7 @@ ACCEPTED = [
     "optim_wrapper.accumulative_counts=2",
     "model.backbone.with_cp=True",
     "model.decode_head.ignore_index=254",
-    "model.backbone.upsample_cfg={'type': 'InterpConv', 'upsample_cfg': {'scale_factor': 2}}",
+    "model.backbone.upsample_cfg={'_delete_': True, 'type': 'InterpConv'}",
     "model.backbone.act_cfg={'type': 'LeakyReLU', 'negative_slope': 0.1}",
     "model.test_cfg={'mode': 'slide', 'crop_size': (32, 32), 'stride': 16}",
     "train_cfg={'_delete_': True, 'by_epoch': True, 'max_epochs': 3}",
