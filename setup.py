@@ -13,7 +13,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "pixeldcl_plugin/__init__.
 SHIPPED = ("configs", "tools", "model-index.yml")
 # What the plugin itself needs beside MMSegmentation; ftfy and regex are MMSegmentation's.
 WITH_MMSEG = [
-    "filelock>=3.12",
+    "filelock>=4.0",
     "ftfy",
     "matplotlib>=3.7",
     "numpy>=1.24",

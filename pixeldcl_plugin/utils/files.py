@@ -91,6 +91,8 @@ def _sync(path: Path) -> None:
 def claimed(folder: Path) -> Iterator[None]:
     """Keep a folder, which is made if need be, for this process in the block; a kill gives it free as well.
 
+    A file ``.lock`` is in it meanwhile. A folder that was made, and is empty at the end, is removed.
+
     Raises:
         OSError: If another process has it, or it cannot be written.
     """
@@ -106,8 +108,11 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
-        if made and {path.name for path in folder.iterdir()} <= {".lock"}:
+        if os.name == "posix":  # elsewhere the lock removes its file itself
+            # While it is held: who opened the file before gets a lock without a name, which filelock refuses.
             with contextlib.suppress(OSError):
-                (folder / ".lock").unlink(missing_ok=True)
+                (folder / ".lock").unlink()
+        lock.release()
+        if made:
+            with contextlib.suppress(OSError):  # there is something in it
                 folder.rmdir()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from pixeldcl_plugin.utils.files import part_of, writing_to, written_whole
+from pixeldcl_plugin.utils.files import claimed, part_of, writing_to, written_whole
 
 
 def test_a_file_appears_at_the_end_of_the_block(tmp_path: Path) -> None:
@@ -58,3 +59,42 @@ def test_an_error_of_the_disk_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="truncated") as plain, writing_to(tmp_path):
         raise OSError("truncated")  # such as Pillow's
     assert plain.value.filename is None
+
+
+def test_a_claimed_folder_is_one_process_s_and_keeps_no_lock(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with claimed(folder):
+        assert (folder / ".lock").exists()
+        with pytest.raises(OSError, match="another process") as busy, claimed(folder):
+            pass
+        assert busy.value.errno == errno.EBUSY
+        (folder / "result").touch()
+    assert [path.name for path in folder.iterdir()] == ["result"]
+    with claimed(folder):  # what a killed process left is no obstacle, and goes too
+        pass
+    (folder / ".lock").touch()
+    with claimed(folder):
+        pass
+    assert [path.name for path in folder.iterdir()] == ["result"]
+    with pytest.raises(ZeroDivisionError), claimed(tmp_path / "new"):
+        raise ZeroDivisionError
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems remove no open file")
+def test_a_lock_that_lost_its_name_is_no_lock(tmp_path: Path) -> None:
+    """Another process may open the file of a lock just before its holder removes it."""
+    file = tmp_path / ".lock"
+    fcntl = pytest.importorskip("fcntl")
+    flock = fcntl.flock
+
+    def removed_first(descriptor: int, operation: int) -> None:
+        file.unlink(missing_ok=True)
+        flock(descriptor, operation)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fcntl, "flock", removed_first)
+        with pytest.raises(OSError, match="another process"), claimed(tmp_path):
+            pass
+    with claimed(tmp_path):
+        assert file.exists()
