@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from mmseg.structures import SegDataSample
 
 from ..engine.builder import forget_pretraining
 from ..engine.hardware import replace_sync_bn
+from ..models.guided_heads import has_logits
+from ..utils.config_errors import first_import_error
 
-__all__ = ["Outcome", "config_files", "outcomes"]
+__all__ = ["STAGES", "Outcome", "config_files", "outcomes"]
 
+#: What a config passes one after the other.
 STAGES = ("config", "build", "loss", "backward", "predict")
-#: Side of the images; of those for a head that pools 49 pixels at stride 8.
-SIZE, SIZES = 128, {"LRASPPHead": 400}
+#: Sides of the images that are tried in turn: some heads pool more pixels than a small image has.
+SIZES = (64, 128, 400)
 _GUIDED = ("EncoderDecoder", "CascadeEncoderDecoder")
 
 
@@ -59,8 +63,8 @@ def config_files() -> tuple[Path, list[Path]]:
     return root, sorted(file for file in root.rglob("*.py") if "_base_" not in file.parts)
 
 
-def outcomes(files: list[Path], root: Path) -> Iterator[Outcome]:
-    """Run the models of configs at 128x128 pixels, without pretrained weights, each distinct one once."""
+def outcomes(files: Sequence[Path], root: Path) -> Iterator[Outcome]:
+    """Run the models of configs on small images, without pretrained weights, each distinct one once."""
     seen: dict[str, Outcome] = {}
     for file in files:
         name = file.relative_to(root).as_posix()
@@ -72,22 +76,34 @@ def outcomes(files: list[Path], root: Path) -> Iterator[Outcome]:
         _shrink(model)
         key = hashlib.sha256(json.dumps(model, sort_keys=True, default=str).encode()).hexdigest()
         if key in seen:
-            first = seen[key]
-            yield Outcome(name, first.segmentor, first.head, first.passed, first.reason, first.config)
-            continue
-        seen[key] = _run(name, model)
-        yield seen[key]
+            yield replace(seen[key], config=name, same_as=seen[key].config)
+        else:
+            seen[key] = _run(name, model)
+            yield seen[key]
 
 
 def _run(name: str, model: dict[str, Any]) -> Outcome:
     segmentor = model.get("type", "")
     head = model.get("decode_head") or {}
     kind = (head[-1] if isinstance(head, list | tuple) else head).get("type", "")
-    size = SIZES.get(kind, SIZE)
     if segmentor not in _GUIDED:
         return Outcome(name, segmentor, kind, "config", f"{segmentor} is no encoder-decoder")
+    if not has_logits(MODELS.get(f"mmseg.{kind}")):
+        return Outcome(name, segmentor, kind, "config", f"{kind} leaves no logits to be resized")
     model["type"] = f"Guided{segmentor}"
     model["upsample_cfg"] = dict(type="GuidedPixelDCL", scale_factor=4)
+    outcome = Outcome(name, segmentor, kind, "config")
+    for size in SIZES:
+        outcome = _try(outcome, model, size)
+        if outcome.passed in ("config", "predict"):  # what cannot be built has no size
+            break
+    return outcome
+
+
+def _try(outcome: Outcome, model: dict[str, Any], size: int) -> Outcome:
+    model = copy.deepcopy(model)
+    if "img_size" in (model.get("backbone") or {}):  # such a backbone takes images of that size only
+        model["backbone"]["img_size"] = (size, size)
     passed, reason = "config", ""
     try:
         with DefaultScope.overwrite_default_scope("mmseg"), warnings.catch_warnings():
@@ -96,7 +112,7 @@ def _run(name: str, model: dict[str, Any]) -> Outcome:
                 passed = stage
     except Exception as error:  # whatever it is, it goes into the report
         reason = _line(error)
-    return Outcome(name, segmentor, kind, passed, reason)
+    return replace(outcome, passed=passed, reason=reason)
 
 
 def _stages(model: ConfigDict, size: int) -> Iterator[str]:
@@ -113,7 +129,7 @@ def _stages(model: ConfigDict, size: int) -> Iterator[str]:
         raise RuntimeError("a parameter of the upsampler has no gradient")
     yield "backward"
     with torch.no_grad():
-        predicted = segmentor.eval().predict(images, samples)
+        predicted = segmentor.eval().predict(images[:1], samples[:1])
     if any(sample.pred_sem_seg.data.shape != (1, size, size) for sample in predicted):
         raise RuntimeError("a prediction has another size than its image")
     yield "predict"
@@ -133,10 +149,9 @@ def _shrink(model: dict[str, Any]) -> None:
     """Make a model run on a small image, without files and without a GPU."""
     forget_pretraining(model)
     replace_sync_bn(model, "BN")
-    if "img_size" in (model.get("backbone") or {}):  # such a backbone takes images of that size only
-        model["backbone"]["img_size"] = (SIZE, SIZE)
     model["test_cfg"] = dict(mode="whole")
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    first = first_import_error(error)
+    return f"{type(first).__name__}: {' '.join(str(first).split())[:200]}"

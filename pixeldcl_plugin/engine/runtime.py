@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 
 from ..utils.cli import UsageError
 from ..utils.compat import resolve_config
+from ..utils.config_errors import first_import_error
 from .checkpoint_hooks import FiniteLossHook, RepeatValidationHook, WholeCheckpointHook
 from .console import QuietRunner
 from .distributed import GlobalBatchDDP
@@ -77,10 +78,7 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     try:
         cfg = Config.fromfile(file)
     except Exception as error:  # A config is a program: reading it can raise anything.
-        told: BaseException = error
-        # Where one of custom_imports fails MMEngine lists sys.path; what failed comes first in the chain.
-        while isinstance(told, ImportError) and (before := told.__cause__ or told.__context__):
-            told = before
+        told = first_import_error(error)
         reason = " ".join(str(told).split())
         raise UsageError(f"cannot read config {path!r}: {type(told).__name__}: {reason}") from error
     if not isinstance(cfg.get("model"), Mapping):

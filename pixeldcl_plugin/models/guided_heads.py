@@ -15,7 +15,7 @@ from ..layers.arguments import is_int
 from .guided_upsamplers import build_guided, is_guided
 from .upsamplers import build_upsampler
 
-__all__ = ["Guide", "GuidedHead", "check_places", "guide_head", "take_guides", "with_image"]
+__all__ = ["Guide", "GuidedHead", "check_places", "guide_head", "has_logits", "take_guides", "with_image"]
 
 #: Heads that make label maps in another way than by resizing logits.
 _REFUSED = (PointHead, MaskFormerHead)
@@ -139,6 +139,11 @@ def _sample(x: Tensor, axes: Sequence[Tensor]) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
+def has_logits(kind: Any) -> bool:
+    """Tell whether heads of a type leave logits for mmseg to resize, which an upsampler can take over."""
+    return isinstance(kind, type) and issubclass(kind, BaseDecodeHead) and not issubclass(kind, _REFUSED)
+
+
 def guide_head(
     head: BaseDecodeHead,
     upsample_cfg: Mapping[str, Any],
@@ -158,7 +163,7 @@ def guide_head(
     Raises:
         ValueError: If the head has no logits to be resized, or the upsampler does not fit.
     """
-    if isinstance(head, _REFUSED) or not isinstance(head, BaseDecodeHead):
+    if not has_logits(type(head)):
         raise ValueError(f"{type(head).__name__} leaves no logits to be resized: nothing can be guided")
     check_places(guide_index)
     channels = head.out_channels

@@ -11,6 +11,7 @@ import sys
 import threading
 from argparse import ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 from urllib.error import URLError
@@ -26,6 +27,7 @@ __all__ = [
     "add_overwrite_argument",
     "is_main_process",
     "notify",
+    "shown",
     "user_errors",
 ]
 
@@ -44,6 +46,15 @@ def notify(message: str) -> None:
     """Print one line on stderr, in one process only."""
     if is_main_process():
         print(message, file=sys.stderr, flush=True)
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """Return a path from where the user stands: relative, unless the absolute one is shorter."""
+    absolute = str(Path.cwd() / path)
+    try:
+        return min(os.path.relpath(absolute), absolute, key=len)
+    except ValueError:  # on another drive
+        return absolute
 
 
 # What a full, failing or read-only disk, permissions, limits, names that are too long or taken, and another

@@ -19,6 +19,7 @@ __all__ = [
     "explain",
     "find_class",
     "find_key",
+    "first_import_error",
     "unknown_argument",
     "unknown_type",
 ]
@@ -112,6 +113,13 @@ def find_class(error: BaseException, name: str) -> Any:
     known = [kind for v in values for kind in (v, *inspect.getmro(v if inspect.isclass(v) else type(v)))]
     known += [vars(module).get(name) for module in list(sys.modules.values())]
     return next((k for k in known if callable(k) and getattr(k, "__qualname__", None) == name), None)
+
+
+def first_import_error(error: BaseException) -> BaseException:
+    """Return what failed where an import did: MMEngine's error about ``custom_imports`` lists sys.path."""
+    while isinstance(error, ImportError) and (before := error.__cause__ or error.__context__):
+        error = before
+    return error
 
 
 def find_key(node: Any, key: str, path: str) -> Iterator[tuple[str, Any]]:
