@@ -66,7 +66,7 @@ def hand_down(cfg: Config, options: Mapping[str, Any]) -> None:
     for name in _LOADERS:
         for leaf in leaf_datasets((cfg.get(name) or {}).get("dataset")):
             for key in options:
-                if key in cfg and key in leaf and leaf[key] == cfg[key]:
+                if key in cfg and key in leaf and str(leaf[key]) == str(cfg[key]):
                     leaf[key] = str(options[key]) if key == "data_root" else options[key]
     if "data_root" in options:
         for leaf in _folders(cfg):
