@@ -146,19 +146,18 @@ def test_a_full_disk_is_named_and_nothing_stays(
 # --- the command ---------------------------------------------------------------------------------
 
 
-@needs_package
-def test_command_writes_the_file(run_tool: Callable[..., Any], tmp_path: Path) -> None:
-    out = tmp_path / "lite0.pth"
-    result = run_tool(TOOL, "--out", out)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == f"288 of 296 tensors of {pretrained.MODEL_NAME} written to {out}\n"
-    assert len(torch.load(out, weights_only=True)) == 288
-
-
 @pytest.fixture
 def command() -> Callable[..., None]:
     """The command in this process."""
     return runpy.run_path(str(ROOT / TOOL))["main"]
+
+
+@needs_package
+def test_command_writes_the_file(command: Callable[..., None], tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "lite0.pth"
+    command(["--out", str(out)])
+    assert capsys.readouterr().out == f"288 of 296 tensors of {pretrained.MODEL_NAME} written to {out}\n"
+    assert len(torch.load(out, weights_only=True)) == 288
 
 
 @needs_package
