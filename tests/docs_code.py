@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +57,9 @@ def sections(path: str | Path, language: str = "python") -> dict[str, list[Block
 
 
 def run_section(path: str | Path, heading: str) -> dict[str, Any]:
-    """Execute the Python blocks under one heading, in one namespace; return that."""
+    """Execute the Python blocks under one heading at the root, in one namespace; return that."""
     namespace: dict[str, Any] = {"__name__": "docs"}
-    for block in sections(path)[heading]:
-        block.run(namespace)
+    with contextlib.chdir(ROOT):
+        for block in sections(path)[heading]:
+            block.run(namespace)
     return namespace

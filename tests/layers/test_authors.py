@@ -57,9 +57,9 @@ def ipixel_dcl_parameters(kernels: dict[str, Tensor]) -> dict[str, Tensor]:
 KINDS = {"pixel_dcl": (PixelDCL, pixel_dcl_parameters), "ipixel_dcl": (IPixelDCL, ipixel_dcl_parameters)}
 
 
-def test_the_file_holds_both_layers_with_every_kernel_size() -> None:
+def test_the_file_holds_both_layers_with_several_kernel_sizes() -> None:
     sizes = {(kind, case[1]) for kind, _, case in (case.partition("/") for case in CASES)}
-    assert sizes >= {("pixel_dcl", "3"), ("pixel_dcl", "5"), ("pixel_dcl", "7"), ("ipixel_dcl", "3")}
+    assert sizes >= {*(("pixel_dcl", k) for k in "357"), *(("ipixel_dcl", k) for k in "35")}
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.partition("/")[0] in KINDS])

@@ -86,6 +86,18 @@ def test_built_by_mmcv(type_: str) -> None:
 
 
 @pytest.mark.parametrize("type_", TYPES)
+def test_a_convolution_before_has_the_layer_keep_the_channels(type_: str) -> None:
+    module, x = build(type_, conv_first=True).double(), random(2, 4, 5, 6).double()
+    assert (module.layer.in_channels, module.layer.out_channels) == (3, 3)
+    reduced = module.conv(x)
+    assert reduced.shape == (2, 3, 5, 6)
+    assert (reduced >= 0).all()
+    torch.testing.assert_close(module(x), module.act(module.norm(module.layer(reduced))))
+    with pytest.raises(ValueError, match=r"conv_first must be one of \(True, False\), got 1"):
+        build(type_, conv_first=1)
+
+
+@pytest.mark.parametrize("type_", TYPES)
 def test_layer_then_norm_then_activation(type_: str) -> None:
     module = build(type_, act_cfg=dict(type="LeakyReLU", negative_slope=0.5)).double()
     x = random(2, 4, 5, 6).double()
