@@ -175,11 +175,11 @@ LITERAL = {
 
 
 def dense(weight: Tensor, groups: int) -> Tensor:
-    """A grouped kernel ``(C, Cin / groups, kh, kw)`` as ``(C, Cin, kh, kw)``, zero across groups."""
+    """A grouped kernel ``(C, Cin / groups, *taps)`` as ``(C, Cin, *taps)``, zero across groups."""
     rows = []
     for index, block in enumerate(weight.chunk(groups)):
-        before = torch.zeros_like(block).repeat(1, index, 1, 1)
-        after = torch.zeros_like(block).repeat(1, groups - 1 - index, 1, 1)
+        before = torch.cat([torch.zeros_like(block)] * index + [block[:, :0]], 1)
+        after = torch.cat([torch.zeros_like(block)] * (groups - 1 - index) + [block[:, :0]], 1)
         rows.append(torch.cat([before, block, after], 1))
     return torch.cat(rows)
 

@@ -1,9 +1,10 @@
-"""Time the upsamplers against each other, as layers or in whole U-Nets.
+"""Time the upsamplers against each other, as layers, in whole U-Nets or of volumes.
 
 All variants of a case are measured in turn in one run, so that their ratios hold while the machine drifts:
 
     python tools/benchmark.py layer --threads 2
     python tools/benchmark.py model --threads 2 --shapes 32,4,256,256
+    python tools/benchmark.py volume --threads 1
     python tools/benchmark.py check docs/benchmarks/*.csv
 
 A file holds the runs of one topic, those of several machines too. `check` compares what files hold to the
@@ -39,15 +40,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=["layer", "model", "check"])
+    parser.add_argument("what", choices=[*cases.KINDS, "check"])
     parser.add_argument("files", nargs="*", type=Path, help="check: by default the committed ones")
     parser.add_argument(
         "--shapes",
         nargs="+",
         type=_shape,
-        help="layer: batch,in_channels,out_channels,height,width; model: base_channels,batch,height,width",
+        help="layer: batch,in_channels,out_channels,height,width; model: base_channels,batch,height,width;\n"
+        "volume: batch,in_channels,out_channels,depth,height,width",
     )
-    parser.add_argument("--variants", nargs="+", choices=list(cases.VARIANTS), metavar="VARIANT")
+    parser.add_argument("--variants", nargs="+", metavar="VARIANT")
     parser.add_argument("--directions", nargs="+", choices=["forward", "backward"])
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["fp32"])
     parser.add_argument(
@@ -85,14 +87,17 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("--device cuda: no CUDA device was found")
     if args.threads < 1 or args.rounds < 1:
         raise UsageError(f"--threads and --rounds must be positive, got {args.threads}, {args.rounds}")
-    layer = args.what == "layer"
-    build = cases.layer_case if layer else cases.model_case
-    shapes = args.shapes or (cases.LAYER_SHAPES if layer else cases.MODEL_SHAPES)
+    kind = cases.KINDS[args.what]
+    shapes = args.shapes or kind.shapes
     for shape in shapes:
-        if len(shape) != (5 if layer else 4) or min(shape) < 1:
-            raise UsageError(f"--shapes: {args.what} takes {5 if layer else 4} positive numbers, got {shape}")
-    names = args.variants or list(cases.VARIANTS)
-    variants = {name: cases.VARIANTS[name] for name in names}
+        numbers = len(kind.shapes[0])
+        if len(shape) != numbers or min(shape) < 1:
+            raise UsageError(f"--shapes: {args.what} takes {numbers} positive numbers, got {shape}")
+    names = args.variants or list(kind.variants)
+    for name in names:
+        if name not in kind.variants:
+            raise UsageError(f"--variants: {args.what} has no {name!r}, only {', '.join(kind.variants)}")
+    variants = {name: kind.variants[name] for name in names}
     path = args.out or Path(f"docs/benchmarks/{args.what}s.csv")
     notes = {
         "command": shlex.join(["python", *(word for word in sys.argv if word != "--overwrite")]),
@@ -128,7 +133,7 @@ def run(args: argparse.Namespace) -> None:
         for shape in shapes:
             for setting in settings:
                 case = benchmark.measure(
-                    build,
+                    kind.build,
                     shape,
                     variants,
                     setting,

@@ -1,7 +1,9 @@
-"""What is timed: upsamplers, as layers and in whole U-Nets, by name."""
+"""What is timed: upsamplers, as layers, in whole U-Nets and of volumes, by name."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from ..layers.pixel_dcl import PixelDCL
 from ..models.upsamplers import LearnedUpsample
 from ..registry import register
 
-__all__ = ["LAYER_SHAPES", "MODEL_SHAPES", "VARIANTS", "LiteralPixelDCL", "layer_case", "model_case"]
+__all__ = ["KINDS", "VARIANTS", "Kind", "LiteralPixelDCL", "layer_case", "model_case"]
 
 
 #: The four upsamplers of mmseg's U-Net at 256 x 256, batch 4, and 256 channels at 120 x 120:
@@ -29,6 +31,9 @@ LAYER_SHAPES = (
 
 #: (base_channels, batch, height, width) of whole U-Nets; in the small one calls and memory traffic count.
 MODEL_SHAPES = ((16, 8, 128, 160), (32, 4, 256, 256), (64, 4, 256, 256))
+
+#: Two upsamplers of a volumetric U-Net: (batch, in_channels, out_channels, depth, height, width).
+VOLUME_SHAPES = ((1, 64, 32, 16, 16, 16), (1, 64, 32, 32, 32, 32))
 
 #: Every variant as an ``upsample_cfg``. The first is the one that ratios refer to.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -48,6 +53,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pixel shuffle": dict(type="PixelShuffleICNR"),
     "carafe": dict(type="TorchCARAFE"),
     "dysample": dict(type="DySample"),
+}
+
+_ALONE = dict(norm_cfg=None, act_cfg=None)
+#: Upsamplers of volumes, without norm and activation, which mmcv does not give its own.
+VOLUME_VARIANTS: dict[str, dict[str, Any]] = {
+    "deconv3d k4": dict(type="deconv3d", kernel_size=4, stride=2, padding=1, bias=False),
+    "deconv3d k6": dict(type="deconv3d", kernel_size=6, stride=2, padding=2, bias=False),
+    "pixeldcl3d": dict(type="PixelDCL3d", **_ALONE),
+    "pixeldcl3d efficient": dict(type="PixelDCL3d", efficient=True, **_ALONE),
+    "pixeldcl3d separable": dict(type="PixelDCL3d", separable=True, **_ALONE),
+    "ipixeldcl3d": dict(type="IPixelDCL3d", **_ALONE),
 }
 
 
@@ -76,11 +92,11 @@ class LiteralPixelDCL(LearnedUpsample):
 
 
 def layer_case(cfg: dict[str, Any], shape: tuple[int, ...]) -> tuple[nn.Module, Tensor]:
-    """Build one upsampler (with its norm and activation) and its input."""
-    batch, in_channels, out_channels, height, width = shape
+    """Build one upsampler (with the norm and activation of its config) and its input."""
+    batch, in_channels, out_channels, *size = shape
     init_default_scope("mmseg")
     module = build_upsample_layer(dict(cfg), in_channels=in_channels, out_channels=out_channels)
-    return module, torch.randn(batch, in_channels, height, width)
+    return module, torch.randn(batch, in_channels, *size)
 
 
 def model_case(cfg: dict[str, Any], shape: tuple[int, ...]) -> tuple[nn.Module, Tensor]:
@@ -94,3 +110,19 @@ def model_case(cfg: dict[str, Any], shape: tuple[int, ...]) -> tuple[nn.Module, 
 class _Last(nn.Module):
     def forward(self, maps: list[Tensor]) -> Tensor:
         return maps[-1]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of cases: what builds one, the shapes that are measured by default, its variants."""
+
+    build: Callable[[dict[str, Any], tuple[int, ...]], tuple[nn.Module, Tensor]]
+    shapes: tuple[tuple[int, ...], ...]
+    variants: dict[str, dict[str, Any]]
+
+
+KINDS = {
+    "layer": Kind(layer_case, LAYER_SHAPES, VARIANTS),
+    "model": Kind(model_case, MODEL_SHAPES, VARIANTS),
+    "volume": Kind(layer_case, VOLUME_SHAPES, VOLUME_VARIANTS),
+}

@@ -124,7 +124,8 @@ def measure(
 
 
 def _make_step(module: nn.Module, x: Tensor, setting: Setting) -> Callable[[], None]:
-    layout = torch.channels_last if setting.channels_last else torch.contiguous_format
+    channels_last = torch.channels_last_3d if x.dim() == 5 else torch.channels_last
+    layout = channels_last if setting.channels_last else torch.contiguous_format
     module = module.to(setting.device).to(memory_format=layout).train(setting.backward)
     x = x.to(setting.device).to(memory_format=layout)
     run: Callable[[Tensor], Tensor] = torch.compile(module) if setting.compiled else module

@@ -20,6 +20,7 @@ from .guided import GuidedPixelDCL
 from .guided_residual import GuidedResidual
 from .joint_bilateral import JointBilateralUpsample
 from .pixel_dcl import IPixelDCL, PixelDCL
+from .pixel_dcl_3d import IPixelDCL3d, PixelDCL3d
 from .pixel_shuffle import PixelShuffleICNR
 from .sapa import SAPA
 from .unet_decoder import UNetDecoder
@@ -32,8 +33,10 @@ __all__ = [
     "GuidedPixelDCL",
     "GuidedResidual",
     "IPixelDCL",
+    "IPixelDCL3d",
     "JointBilateralUpsample",
     "PixelDCL",
+    "PixelDCL3d",
     "PixelShuffleICNR",
     "TorchCARAFE",
     "UNetDecoder",

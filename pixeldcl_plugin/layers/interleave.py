@@ -1,17 +1,20 @@
-"""Four phases to the map that has them as sub-grids: the last step of every pixel deconvolution.
+"""Phases to the map that has them as sub-grids: the last step of every pixel deconvolution.
 
-Source: Gao, Yuan, Wang, Ji, "Pixel Deconvolutional Networks" (arXiv 1705.06820), Fig. 3.
+Source: Gao, Yuan, Wang, Ji, "Pixel Deconvolutional Networks" (arXiv 1705.06820), Fig. 3; the order of the
+eight phases of a volume is that of the authors' code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 __all__ = [
     "PHASE_OFFSETS",
+    "PHASE_OFFSETS_3D",
     "add_up",
     "being_traced",
     "empty_upsampled",
@@ -22,39 +25,51 @@ __all__ = [
 
 #: Offsets (row, column) of the four phases, in the order in which they are made.
 PHASE_OFFSETS = ((0, 0), (1, 1), (0, 1), (1, 0))
+#: Offsets (depth, row, column) of the eight phases of a volume, in the order in which they are made.
+PHASE_OFFSETS_3D: tuple[tuple[int, ...], ...] = (
+    (0, 0, 0),
+    (1, 1, 1),
+    (1, 1, 0),
+    (1, 0, 1),
+    (0, 1, 1),
+    (1, 0, 0),
+    (0, 0, 1),
+    (0, 1, 0),
+)
 
 
-def interleave(p00: Tensor, p11: Tensor, p01: Tensor, p10: Tensor) -> Tensor:
-    """Merge four phases into the map that has them as sub-grids ("periodical shuffling", Fig. 3).
+def interleave(*phases: Tensor) -> Tensor:
+    """Merge phases into the map that has them as sub-grids ("periodical shuffling", Fig. 3).
 
     Args:
-        p00: Phase of the even rows and even columns, shape ``(N, C, H, W)``.
-        p11: Phase of the odd rows and odd columns, same shape.
-        p01: Phase of the even rows and odd columns, same shape.
-        p10: Phase of the odd rows and even columns, same shape.
+        *phases: Four maps ``p00 p11 p01 p10`` of shape ``(N, C, H, W)``, or for a volume eight of shape
+            ``(N, C, D, H, W)`` in the order of :data:`PHASE_OFFSETS_3D`.
 
     Returns:
-        Tensor of shape ``(N, C, 2H, 2W)`` with ``out[..., a::2, b::2] == pab``, in the memory format of
-        ``p00``.
+        Tensor of shape ``(N, C, 2H, 2W)`` with ``out[..., a::2, b::2] == pab``, or ``(N, C, 2D, 2H, 2W)``,
+        in the memory format of the first phase.
 
     Raises:
-        ValueError: If the phases are not four maps of one shape.
+        ValueError: If the phases are not four or eight maps of one such shape.
     """
-    if p00.dim() != 4 or not p00.shape == p11.shape == p01.shape == p10.shape:
-        shapes = [tuple(p.shape) for p in (p00, p11, p01, p10)]
-        raise ValueError(f"interleave takes four phases of one shape (N, C, H, W), got {shapes}")
-    return interleave_sums((p00,), (p11,), (p01,), (p10,))
+    shapes = [tuple(phase.shape) for phase in phases]
+    if (len(phases), len(set(shapes)), len(shapes[0]) if shapes else 0) not in ((4, 1, 4), (8, 1, 5)):
+        raise ValueError(
+            "interleave takes four phases of one shape (N, C, H, W) or eight of one shape "
+            f"(N, C, D, H, W), got {shapes}"
+        )
+    return interleave_sums(*((phase,) for phase in phases))
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """Return the memory format of a map ``(N, C, H, W)``."""
+    """Return the memory format of a map ``(N, C, H, W)`` or a volume ``(N, C, D, H, W)``."""
     if x.is_contiguous():
         return torch.contiguous_format
+    channels_last = torch.channels_last_3d if x.dim() == 5 else torch.channels_last
     try:
-        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        return channels_last if x.is_contiguous(memory_format=channels_last) else torch.contiguous_format
     except RuntimeError:  # within torch.vmap there is no telling, and no other format than one
-        channels_last = False
-    return torch.channels_last if channels_last else torch.contiguous_format
+        return torch.contiguous_format
 
 
 def being_traced() -> bool:
@@ -63,25 +78,39 @@ def being_traced() -> bool:
 
 
 def empty_upsampled(x: Tensor) -> Tensor:
-    """Return an unwritten ``(N, C, 2H, 2W)`` in the dtype, device and memory format of ``(N, C, H, W)``."""
-    n, c, h, w = x.shape
-    shape = (n, c, 2 * h, 2 * w)
+    """Return an unwritten map of twice the size in the dtype, device and memory format of ``x``."""
+    shape = _twice(x)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
 def interleave_sums(*phases: Sequence[Tensor]) -> Tensor:
-    """Interleave four phases (p00, p11, p01, p10), each given as the addends of a sum."""
+    """Interleave four or eight phases in their order, each given as the addends of a sum."""
     if being_traced():  # a compiler fuses this by itself, and cannot see through out=
         return _stack_phases(*map(add_up, phases))
     counts = tuple(len(phase) for phase in phases)
     return _InterleaveSums.apply(counts, *(term for phase in phases for term in phase))
 
 
-def _stack_phases(p00: Tensor, p11: Tensor, p01: Tensor, p10: Tensor) -> Tensor:
-    n, c, h, w = p00.shape
-    even, odd = torch.stack((p00, p01), dim=4), torch.stack((p10, p11), dim=4)
-    out = torch.stack((even, odd), dim=3).reshape(n, c, 2 * h, 2 * w)
-    return out.contiguous(memory_format=memory_format(p00))
+def _offsets(phases: int) -> tuple[tuple[int, ...], ...]:
+    return PHASE_OFFSETS if phases == len(PHASE_OFFSETS) else PHASE_OFFSETS_3D
+
+
+def _twice(x: Tensor) -> tuple[int, ...]:
+    return (*x.shape[:2], *(2 * size for size in x.shape[2:]))
+
+
+def _sub_grid(x: Tensor, offset: tuple[int, ...]) -> Tensor:
+    """Return the view of a map that is one of its phases."""
+    index: tuple[Any, ...] = (..., *(slice(start, None, 2) for start in offset))
+    return x[index]
+
+
+def _stack_phases(*phases: Tensor) -> Tensor:
+    first = phases[0]
+    at: dict[tuple[int, ...], Tensor] = dict(zip(_offsets(len(phases)), phases, strict=True))
+    for dim in range(first.dim(), 2, -1):  # joins pairs along the last axis, then along the one before it
+        at = {o[:-1]: torch.stack((x, at[(*o[:-1], 1)]), dim) for o, x in at.items() if not o[-1]}
+    return at[()].reshape(_twice(first)).contiguous(memory_format=memory_format(first))
 
 
 class _InterleaveSums(torch.autograd.Function):
@@ -95,8 +124,8 @@ class _InterleaveSums(torch.autograd.Function):
     def forward(counts: tuple[int, ...], *terms: Tensor) -> Tensor:
         out = empty_upsampled(terms[0])
         start = 0
-        for (row, column), count in zip(PHASE_OFFSETS, counts, strict=True):
-            phase, addends = out[..., row::2, column::2], terms[start : start + count]
+        for offset, count in zip(_offsets(len(counts)), counts, strict=True):
+            phase, addends = _sub_grid(out, offset), terms[start : start + count]
             if count == 1:
                 phase.copy_(addends[0])
             else:
@@ -111,8 +140,8 @@ class _InterleaveSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
         grads: list[Tensor | None] = [None]
-        for (row, column), count in zip(PHASE_OFFSETS, ctx.counts, strict=True):
-            grads += [grad[..., row::2, column::2]] * count
+        for offset, count in zip(_offsets(len(ctx.counts)), ctx.counts, strict=True):
+            grads += [_sub_grid(grad, offset)] * count
         return tuple(grads)
 
     @staticmethod

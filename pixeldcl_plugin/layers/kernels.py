@@ -9,33 +9,48 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from itertools import product
+from math import prod
 
 import torch
 from torch import Tensor
 
 from .functional import live_taps
 
-#: The taps (dy, dx) of the nearest neighbours of a phase among another phase's pixels, at the low
-#: resolution: p11[i, j] lies between p00[i, j] and p00[i + 1, j + 1], and so on.
-_NEAREST = {
-    ("p00", "p11"): ((0, 0), (0, 1), (1, 0), (1, 1)),
-    ("p00", "p01"): ((0, 0), (0, 1)),
-    ("p11", "p01"): ((-1, 0), (0, 0)),
-    ("p00", "p10"): ((0, 0), (1, 0)),
-    ("p11", "p10"): ((0, -1), (0, 0)),
-}
+Taps = tuple[tuple[int, ...], ...]
+
+
+def _nearest(source: str, made: str) -> Taps:
+    """Return the taps of a phase's nearest neighbours among another's pixels, at the low resolution.
+
+    p11[i, j] lies between p00[i, j] and p00[i + 1, j + 1], p01[i, j] between p11[i - 1, j] and p11[i, j].
+    Of the input there are none, and of later phases only those that differ along one axis.
+    """
+    if source == "x":
+        return ()
+    if "1" in source and sum(_apart(source, made)) > 1:
+        return ()
+    after, before = (0, 1), (-1, 0)
+    axes = zip(source[1:], made[1:], strict=True)
+    return tuple(product(*((0,) if s == m else after if m == "1" else before for s, m in axes)))
+
+
+def _apart(source: str, made: str) -> tuple[int, ...]:
+    """Return along which axes the offsets of two phases differ."""
+    return tuple(int(s != m) for s, m in zip(source[1:], made[1:], strict=True))
 
 
 @dataclass(frozen=True)
 class Target:
     """What one block of a weight makes: the maps, several if they share it, and their nearest neighbours.
 
-    ``nearest`` are the taps (dy, dx) of these among what is read, counted from the centre; an even number of
-    taps puts that after the middle.
+    ``nearest`` are the taps, (dy, dx) or (dz, dy, dx), of these among what is read, counted from the centre;
+    an even number of taps puts that after the middle.
     """
 
     maps: tuple[str, ...]
-    nearest: tuple[tuple[int, int], ...] = ()
+    nearest: Taps = ()
 
 
 @dataclass(frozen=True)
@@ -47,22 +62,36 @@ class Kernel:
 
     sources: tuple[str, ...]
     targets: tuple[Target, ...]
-    size: tuple[int, int]
+    size: tuple[int, ...]
     dense: bool = False
 
     @classmethod
-    def between(cls, source: str, *maps: str, size: tuple[int, int], dense: bool = False) -> Kernel:
+    def between(cls, source: str, *maps: str, size: tuple[int, ...], dense: bool = False) -> Kernel:
         """Return the kernel that makes each of some maps out of one, with a block a map."""
-        targets = tuple(Target((made,), _NEAREST.get((source, made), ())) for made in maps)
+        targets = tuple(Target((made,), _nearest(source, made)) for made in maps)
         return cls((source,), targets, size, dense)
+
+    @classmethod
+    def live(
+        cls, parities: tuple[int, ...], sources: tuple[str, ...], maps: tuple[str, ...], kernel_size: int
+    ) -> Kernel:
+        """Return the taps of a masked kernel whose offsets have these parities, on the dilated grid.
+
+        Each of these taps joins the phases whose offsets differ by its parities: one block serves them all.
+        """
+        pairs = [(s, made) for made in maps for s in sources if _apart(s, made) == parities]
+        nearest = tuple(product(*(((0,), (-1, 0))[odd] for odd in parities))) if _nearest(*pairs[0]) else ()
+        target = Target(tuple(made for _, made in pairs), nearest)
+        size = tuple(live_taps(kernel_size)[odd] for odd in parities)
+        return cls(tuple(source for source, _ in pairs), (target,), size)
 
     @property
     def reads_input(self) -> bool:
         """Whether it reads the layer's input, and no map."""
         return self.sources == ("x",)
 
-    def shape(self, in_channels: int, out_channels: int, groups: int) -> tuple[int, int, int, int]:
-        """Return the weight's shape ``(targets * C, source channels / groups, kh, kw)``."""
+    def shape(self, in_channels: int, out_channels: int, groups: int) -> tuple[int, ...]:
+        """Return the weight's shape ``(targets * C, source channels / groups, *size)``."""
         read = in_channels if self.reads_input else out_channels
         return (len(self.targets) * out_channels, read // (1 if self.dense else groups), *self.size)
 
@@ -81,14 +110,13 @@ def pixel_dcl_kernels(kernel_size: int, efficient: bool, separable: bool = False
             "weight_from_p11": Kernel.between("p11", "p01", "p10", size=size),
             "weight_from_p01": Kernel.between("p01", "p10", size=size),
         }
-    even, odd = live_taps(kernel_size)
     # p01 reads p00 along its rows and p11 along its columns, p10 the other way round.
-    sources, maps = ("p00", "p11"), ("p01", "p10")
+    phases = ("p00", "p11"), ("p01", "p10")
     return {
         "weight_p00": first,
         "weight_p11": Kernel.between("p00", "p11", size=size),
-        "weight_h": Kernel(sources, (Target(maps, ((0, -1), (0, 0))),), (even, odd)),
-        "weight_v": Kernel(sources, (Target(maps, ((-1, 0), (0, 0))),), (odd, even)),
+        "weight_h": Kernel.live((0, 1), *phases, kernel_size),
+        "weight_v": Kernel.live((1, 0), *phases, kernel_size),
     }
 
 
@@ -153,26 +181,35 @@ def draw_preserving_variance(weight: Tensor) -> None:
 def init_interpolate(weights: Mapping[str, Tensor], table: Mapping[str, Kernel]) -> None:
     """Make the untrained layer a smooth x2 interpolation on the half-pixel grid.
 
-    That is the grid of ``F.interpolate(mode='bilinear', align_corners=False)``. p00 lies a quarter pixel
-    up and left of its input pixel: taps (1/4, 3/4, 0) x (1/4, 3/4, 0). p11 is the mean of its four
-    neighbours in p00, p01 and p10 the mean of theirs in p00 and p11. Where the first map
-    changes the number of channels it is a variance-preserving random convolution instead.
+    That is the grid of ``F.interpolate(mode='bilinear', align_corners=False)``, for volumes 'trilinear'.
+    The first map lies a quarter pixel before its input pixel along every axis, which are the taps (1/4,
+    3/4, 0). p11 is the mean of its four neighbours in p00, p01 and p10 the mean of theirs in p00 and p11.
+    In a volume p111 is the mean of its eight in p000, and the later ones are means of six: p110 of four in
+    p000 and two in p111, p100 of two each in p000, p110 and p101. Where the first map changes the number of
+    channels it is a variance-preserving random convolution instead.
     """
-    first = weights["weight_p00"]
-    if not table["weight_p00"].dense or first.size(0) == first.size(1):
+    (first_name, first_kernel), *_ = table.items()
+    first = weights[first_name]
+    if not first_kernel.dense or first.size(0) == first.size(1):
         quarter = torch.zeros(first.size(2), dtype=first.dtype, device=first.device)
         centre = first.size(2) // 2
         quarter[centre - 1], quarter[centre] = 0.25, 0.75
-        first.copy_(_eye(first)[:, :, None, None] * torch.outer(quarter, quarter))
+        filter_ = reduce(lambda taps, axis: taps[..., None] * axis, [quarter] * len(_taps_of(first)))
+        first.copy_(_over_taps(_eye(first), first) * filter_)
     else:
         draw_preserving_variance(first)
+    neighbours: dict[tuple[str, ...], int] = defaultdict(int)
+    for kernel in table.values():
+        for target in kernel.targets:
+            neighbours[target.maps] += len(target.nearest)
     for name, kernel in table.items():
-        if name == "weight_p00":
+        if name == first_name:
             continue
         weights[name].zero_()
         for block, target in zip(_blocks(weights[name], kernel), kernel.targets, strict=True):
-            for dy, dx in target.nearest:
-                block[:, :, block.size(2) // 2 + dy, block.size(3) // 2 + dx] = 0.25 * _eye(block)
+            for tap in target.nearest:
+                at = [size // 2 + step for size, step in zip(block.shape[2:], tap, strict=True)]
+                block.movedim((0, 1), (-2, -1))[tuple(at)] = _eye(block) / neighbours[target.maps]
 
 
 def constrain_dc(weights: Mapping[str, Tensor], table: Mapping[str, Kernel]) -> dict[str, Tensor]:
@@ -196,26 +233,35 @@ def constrain_dc(weights: Mapping[str, Tensor], table: Mapping[str, Kernel]) -> 
         if kernel.reads_input:
             continue
         for block, target in zip(_blocks(weights[name], kernel), kernel.targets, strict=True):
-            made, tap_sum = target.maps, block.sum(dim=(2, 3))
+            made, tap_sum = target.maps, block.sum(dim=_taps_of(block))
             sums[made] = sums[made] + tap_sum if made in sums else tap_sum
-            taps[made] += kernel.size[0] * kernel.size[1]
+            taps[made] += prod(kernel.size)
     missing = {made: (_eye(tap_sum) - tap_sum) / taps[made] for made, tap_sum in sums.items()}
 
     constrained = {}
     for name, kernel in table.items():
         weight = weights[name]
-        if name == "weight_p00":
+        if name == next(iter(table)):
             constrained[name] = weight
         elif kernel.reads_input:
-            constrained[name] = weight - weight.mean(dim=(2, 3), keepdim=True)
+            constrained[name] = weight - weight.mean(dim=_taps_of(weight), keepdim=True)
         else:
             correction = torch.cat([missing[target.maps] for target in kernel.targets])
-            constrained[name] = weight + correction[:, :, None, None]
+            constrained[name] = weight + _over_taps(correction, weight)
     return {name: weight.to(dtypes[name]) for name, weight in constrained.items()}
 
 
 def _blocks(weight: Tensor, kernel: Kernel) -> tuple[Tensor, ...]:
     return weight.chunk(len(kernel.targets))
+
+
+def _taps_of(weight: Tensor) -> tuple[int, ...]:
+    return tuple(range(2, weight.dim()))
+
+
+def _over_taps(matrix: Tensor, weight: Tensor) -> Tensor:
+    """Return a matrix of channels in a shape that broadcasts over the taps of a kernel."""
+    return matrix[(..., *[None] * len(_taps_of(weight)))]
 
 
 def _eye(weight: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .common import no_autocast
-from .functional import replicate_pad
 from .interleave import PHASE_OFFSETS, being_traced, interleave
 from .neighbours import STAGES, Neighbour, phase_neighbours
+from .same_conv import replicate_pad
 
 __all__ = ["mean_of_neighbours"]
 

@@ -10,27 +10,30 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import fixed_upsamplers, functional, kernels
 from .arguments import check_choice, check_positive, is_int
 from .common import UpsampleLayer, build_activation
+from .same_conv import conv
 
 KERNEL_SIZES = (3, 5, 7)
 PADDING_MODES = ("zeros", "replicate")
 INITS = ("interpolate", "kaiming", "paper")
 
-_Layer = TypeVar("_Layer", bound="_PixelUpsample")
+_Layer = TypeVar("_Layer", bound="PixelUpsample")
 
 
-class _PixelUpsample(UpsampleLayer):
-    """What PixelDCL and iPixelDCL share.
+class PixelUpsample(UpsampleLayer):
+    """What PixelDCL and iPixelDCL share, for maps and for volumes.
 
     The kernels are parameters of the layer itself, not of ``nn.Conv2d`` children: the ``init_cfg`` of a
     model that holds the layer re-initialises every ``nn.Conv2d`` it finds, after construction.
     """
 
+    spatial_dims = 2
+    #: What ``efficient`` may be.
+    _forms: tuple[bool, ...] = (True, False)
     _kernel_table: Callable[[int, bool, bool], dict[str, kernels.Kernel]]
     weight_pointwise: nn.Parameter | None
     bias: nn.Parameter | None
@@ -53,8 +56,9 @@ class _PixelUpsample(UpsampleLayer):
     ) -> None:
         super().__init__()
         check_positive(in_channels=in_channels, out_channels=out_channels)
-        switches = dict(efficient=efficient, checkerboard_free=checkerboard_free, separable=separable)
-        for name, value in dict(switches, bias=bias).items():
+        check_choice("efficient", efficient, self._forms)
+        switches = dict(checkerboard_free=checkerboard_free, separable=separable, bias=bias)
+        for name, value in switches.items():
             check_choice(name, value, (True, False))
         if separable and groups not in (1, "out_channels", out_channels):
             raise ValueError(
@@ -87,8 +91,8 @@ class _PixelUpsample(UpsampleLayer):
         self.inner_act = build_activation(inner_act_cfg)
 
         mixed_channels = out_channels if separable else in_channels
-        pointwise = nn.Parameter(torch.empty(out_channels, in_channels, 1, 1)) if separable else None
-        self.register_parameter("weight_pointwise", pointwise)
+        pointwise = torch.empty(out_channels, in_channels, *[1] * self.spatial_dims)
+        self.register_parameter("weight_pointwise", nn.Parameter(pointwise) if separable else None)
         self.kernels = type(self)._kernel_table(kernel_size, efficient, separable)
         for name, kernel in self.kernels.items():
             if (mixed_channels if kernel.reads_input else out_channels) % self.groups and not kernel.dense:
@@ -101,7 +105,7 @@ class _PixelUpsample(UpsampleLayer):
         self.register_parameter("bias", nn.Parameter(torch.empty(out_channels)) if bias else None)
 
         # x4, x8, ... repeat the x2 layer. The repeats are the same layer on its own output.
-        self.repeat: _PixelUpsample | None = None
+        self.repeat: PixelUpsample | None = None
         if scale_factor > 2:
             self.repeat = type(self)(
                 out_channels,
@@ -122,19 +126,22 @@ class _PixelUpsample(UpsampleLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Upsample ``(N, in_channels, H, W)`` to ``(N, out_channels, s H, s W)``, s the scale factor.
 
+        A layer for volumes upsamples ``(N, in_channels, D, H, W)``.
+
         Raises:
-            ValueError: If ``x`` is not 4-dimensional or has another number of channels.
+            ValueError: If ``x`` has other dimensions or another number of channels.
         """
-        if x.dim() != 4 or x.size(1) != self.in_channels:
+        if x.dim() != 2 + self.spatial_dims or x.size(1) != self.in_channels:
+            sizes = "D, H, W" if self.spatial_dims == 3 else "H, W"
             raise ValueError(
-                f"{type(self).__name__} takes an input of shape (N, {self.in_channels}, H, W), "
+                f"{type(self).__name__} takes an input of shape (N, {self.in_channels}, {sizes}), "
                 f"got {tuple(x.shape)}"
             )
         if self.weight_pointwise is not None:
-            x = F.conv2d(x, self.weight_pointwise)
+            x = conv(x, self.weight_pointwise)
         x = self._upsample(x, self.effective_weights())
         if self.bias is not None:
-            x = x + self.bias.to(x.dtype)[:, None, None]
+            x = x + self.bias.to(x.dtype).view(-1, *[1] * self.spatial_dims)
         return x if self.repeat is None else self.repeat(x)
 
     def effective_weights(self) -> dict[str, Tensor]:
@@ -192,7 +199,7 @@ class _PixelUpsample(UpsampleLayer):
         return dict(padding_mode=self.padding_mode, groups=self.groups, inner_act=self.inner_act)
 
 
-class PixelDCL(_PixelUpsample):
+class PixelDCL(PixelUpsample):
     """Pixel deconvolution: the four phases of the output one after the other, each from those before.
 
     ``efficient=True`` is Fig. 6 (p00 from the input, p11 from p00, then p01 and p10 from both through one
@@ -242,7 +249,7 @@ class PixelDCL(_PixelUpsample):
         return functional.pixel_dcl_full(x, list(weights.values()), **self._options())
 
 
-class IPixelDCL(_PixelUpsample):
+class IPixelDCL(PixelUpsample):
     """Input pixel deconvolution: as PixelDCL, but every phase is also made from the input (Fig. 5).
 
     ``efficient=True`` makes p01 and p10 together, so that p10 does not see p01; ``efficient=False`` makes

@@ -22,6 +22,7 @@ from ..layers.carafe import TorchCARAFE
 from ..layers.common import UpsampleLayer
 from ..layers.dysample import DySample
 from ..layers.pixel_dcl import IPixelDCL, PixelDCL
+from ..layers.pixel_dcl_3d import IPixelDCL3d, PixelDCL3d
 from ..layers.pixel_shuffle import PixelShuffleICNR
 from ..layers.recompute import recompute
 from ..registry import register
@@ -118,6 +119,20 @@ class IPixelDCLUpsample(LearnedUpsample):
     """``upsample_cfg=dict(type='IPixelDCL')``: options as in :class:`~pixeldcl_plugin.IPixelDCL`."""
 
     layer_type = IPixelDCL
+
+
+@register(MODELS, "PixelDCL3d")
+class PixelDCL3dUpsample(LearnedUpsample):
+    """``dict(type='PixelDCL3d')``: options as in :class:`PixelDCL3d`; its norm is 'BN3d'."""
+
+    layer_type = PixelDCL3d
+
+
+@register(MODELS, "IPixelDCL3d")
+class IPixelDCL3dUpsample(LearnedUpsample):
+    """``dict(type='IPixelDCL3d')``: options as in :class:`IPixelDCL3d`; its norm is 'BN3d'."""
+
+    layer_type = IPixelDCL3d
 
 
 @register(MODELS, "PixelShuffleICNR")

@@ -124,7 +124,7 @@ def test_file_computes_what_the_segmentor_does(upsampler: str, format: str, tmp_
         torch.testing.assert_close(run(images(*shape)), expected, rtol=0, atol=1e-4)
 
     torch.testing.assert_close(segmentor.state_dict(), before, rtol=0, atol=0)
-    constrained = [m.checkerboard_free for m in segmentor.modules() if isinstance(m, layers._PixelUpsample)]
+    constrained = [m.checkerboard_free for m in segmentor.modules() if isinstance(m, layers.PixelUpsample)]
     assert constrained == [UPSAMPLERS[upsampler].get("checkerboard_free", False)] * 2
     assert segmentor.with_auxiliary_head
 

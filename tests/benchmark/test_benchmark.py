@@ -74,6 +74,24 @@ def test_whole_models_can_be_measured() -> None:
     assert {r.dtype for r in results} == {"bfloat16"}
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_volumes_can_be_measured(channels_last: bool) -> None:
+    kind = cases.KINDS["volume"]
+    results = benchmark.measure(
+        kind.build,
+        (1, 4, 2, 2, 3, 4),
+        kind.variants,
+        benchmark.Setting(True, channels_last=channels_last),
+        threads=1,
+        rounds=1,
+        min_seconds=0.0,
+    )
+    by_name = {result.variant: result for result in results}
+    assert by_name["deconv3d k4"].mmacs * 1e6 == 64 * 4 * 2 * 24
+    assert by_name["pixeldcl3d"].mmacs * 1e6 == 27 * (4 * 2 + 19 * 2 * 2) * 24
+    assert by_name["ipixeldcl3d"].parameters == 27 * (8 * 4 * 2 + 22 * 2 * 2)
+
+
 def test_command_writes_once(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools/benchmark.py"), "layer", "--shapes", "1,4,4,8,8"]
     command += ["--variants", "deconv k4", "pixeldcl", "--rounds", "2", "--threads", "1"]

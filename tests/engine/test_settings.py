@@ -236,7 +236,7 @@ def test_trying_a_model_draws_no_random_numbers(key: str | None, tiny_config: Pa
         (
             "kernal_size",
             3,
-            r"kernal_size=3: _PixelUpsample takes no .* did you mean .kernel_size",
+            r"kernal_size=3: PixelUpsample takes no .* did you mean .kernel_size",
         ),
         ("kernel_size", 2, r"kernel_size=2: kernel_size must be"),
     ],
