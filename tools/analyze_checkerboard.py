@@ -1,8 +1,9 @@
 """Measure and draw the checkerboard of layers or models.
 
 ``python tools/analyze_checkerboard.py --layer PixelDCL DeconvModule --channels 64 32 --out DIR``, or
-``python tools/analyze_checkerboard.py MODEL [MODEL ...] --images FOLDER --out DIR``.
-A MODEL is CONFIG CHECKPOINT, the NAME of a released model, or a CONFIG alone for an untrained one.
+``python tools/analyze_checkerboard.py [MODEL ...] --images FOLDER --out DIR``.
+A MODEL is CONFIG CHECKPOINT, the NAME of a released model, or a CONFIG alone for an untrained one. Without
+any these are released ones of CamVid: bilinear, deconvolution, the paper's layer, guided.
 Writes checkerboard.json and checkerboard.png.
 """
 
@@ -31,7 +32,7 @@ from pixeldcl_plugin.analysis.checkerboard import (
 )
 from pixeldcl_plugin.analysis.report import print_table, write_figure
 from pixeldcl_plugin.apis.folders import find_images
-from pixeldcl_plugin.apis.model_arguments import add_models, model_names, read_models
+from pixeldcl_plugin.apis.model_arguments import SHOWN, add_models, model_names, read_models
 from pixeldcl_plugin.engine import console
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.checkpoints import enable_safe_loading
@@ -70,15 +71,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> tuple[Path, Path]:
     """Check the request before any work; return the files to write."""
-    if bool(args.models) == bool(args.layer):
-        raise cli.UsageError("give either configs or --layer")
+    if args.models and args.layer:
+        raise cli.UsageError("give either models or --layer")
     if len(args.channels) > 2 or min(args.channels) < 1:
         raise cli.UsageError(f"--channels takes one or two positive numbers, got {args.channels}")
     if args.max_images < 1:
         raise cli.UsageError(f"--max-images must be positive, got {args.max_images}")
     if args.layer and args.images:
         raise cli.UsageError("--images is for models: a layer by itself is shown smooth random maps")
-    if args.models and not args.images:
+    if not args.layer and not args.images:
         raise cli.UsageError("models need --images")
     if args.out.exists() and not args.out.is_dir():
         raise cli.UsageError(f"--out {str(args.out)!r} is a file")
@@ -114,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
         record.update(channels=args.channels, layer_options=args.layer_options, seed=args.seed)
         analyses = analyze_layers(args)
     else:
-        models = read_models(args.models, untrained=True)
+        models = read_models(args.models or SHOWN, untrained=True)
         names = args.names or model_names(models)
         if len(names) != len(models):
             raise cli.UsageError(f"--names: {len(names)} names for {len(models)} models")

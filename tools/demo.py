@@ -1,6 +1,7 @@
-"""Compare two models in the browser: ``python tools/demo.py --models MODEL MODEL``.
+"""Compare two models in the browser: ``python tools/demo.py [--models MODEL MODEL]``.
 
-A MODEL is CONFIG CHECKPOINT, or the NAME of a released model. The page takes a picture and shows image, both
+A MODEL is CONFIG CHECKPOINT, or the NAME of a released model. Without any it is a released model of CamVid
+with bilinear logits, and the same with guided ones. The page takes a picture and shows image, both
 predictions and their difference side by side, with the scores. It listens on this machine only, unless --host
 says otherwise, and keeps no upload for longer than twenty minutes, nor beyond its end.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import pixeldcl_plugin
 from pixeldcl_plugin.apis import demo, demo_server
-from pixeldcl_plugin.apis.model_arguments import add_models, model_names, read_models
+from pixeldcl_plugin.apis.model_arguments import SHOWN, add_models, model_names, read_models
 from pixeldcl_plugin.engine import console
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.checkpoints import enable_safe_loading
@@ -29,7 +30,7 @@ from pixeldcl_plugin.utils.devices import usable_device
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Compare two models on dropped pictures.")
-    add_models(parser, "--models", required=True)
+    add_models(parser, "--models", default=[SHOWN[0], SHOWN[-1]])
     parser.add_argument("--names", nargs=2, metavar="NAME", help="of the models (default: by the configs)")
     parser.add_argument("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")

@@ -1,8 +1,9 @@
-"""Compare checkpoints in pictures: ``python tools/gallery.py MODEL [...] --out FILE``.
+"""Compare checkpoints in pictures: ``python tools/gallery.py [MODEL ...] --out FILE``.
 
-A MODEL is CONFIG CHECKPOINT, or the NAME of a released model. One column an image; below it the ground truth
-and one row a model, each with a magnified inset of the window in which the models disagree the most. The data
-are those of the first config.
+A MODEL is CONFIG CHECKPOINT, or the NAME of a released model. Without any these are released ones of CamVid:
+bilinear, deconvolution, the paper's layer, guided. One column an image; below it the ground truth and one row
+a model, each with a magnified inset of the window in which the models disagree the most. The data are those
+of the first config.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pixeldcl_plugin
 from pixeldcl_plugin.apis import gallery
-from pixeldcl_plugin.apis.model_arguments import ModelArgument, add_models, model_names, read_models
+from pixeldcl_plugin.apis.model_arguments import SHOWN, ModelArgument, add_models, model_names, read_models
 from pixeldcl_plugin.engine import console, data_check
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.checkpoints import enable_safe_loading
@@ -29,7 +30,7 @@ from pixeldcl_plugin.visualization import gallery_figure
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Draw the predictions of several checkpoints.")
-    add_models(parser)
+    add_models(parser, nargs="*")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".png file")
     parser.add_argument(
         "--names", nargs="+", metavar="NAME", help="one a checkpoint (default: by the configs)"
@@ -72,7 +73,7 @@ def check(args: argparse.Namespace) -> list[ModelArgument]:
         raise cli.UsageError(
             f"--out {str(args.out)!r} exists: choose another file or replace it with --overwrite"
         )
-    models = read_models(args.models)
+    models = read_models(args.models or SHOWN)
     if args.names is not None and len(args.names) != len(models):
         raise cli.UsageError(f"--names: {len(args.names)} names for {len(models)} models")
     return models

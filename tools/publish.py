@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
         root=zoo_index.ZooRoot.at(args.out) if args.out else None,
         size=tuple(args.shape) if args.shape else None,
     )
-    print(f"published {release.name} ({release.size / 1e6:.1f} MB)")
+    print(f"published {release.name} ({release.size / 1e3:,.0f} kB)")
     print(f"  file    {file}")
     print(f"  sha256  {release.sha256}")
     if args.url:

@@ -20,7 +20,24 @@ from ..engine.runtime import load_config
 from ..utils.cli import UsageError
 from ..zoo.models import UnknownModelError, model_info, released_file
 
-__all__ = ["ModelArgument", "add_models", "model_names", "read_model", "read_models", "read_one_model"]
+__all__ = [
+    "SHOWN",
+    "ModelArgument",
+    "add_models",
+    "model_names",
+    "read_model",
+    "read_models",
+    "read_one_model",
+]
+
+#: What a comparison shows where no model is named, released ones of CamVid: bilinear logits at stride 8, a
+#: U-Net's decoder with deconvolutions and with the paper's layer, and the first with a guided upsampler.
+SHOWN = (
+    "unethead_lite0-s8_1xb8-amp-1k_camvid-160x128",
+    "unethead_lite0-deconv-k4_1xb8-amp-1k_camvid-160x128",
+    "unethead_lite0-pixeldcl_1xb8-amp-1k_camvid-160x128",
+    "unethead_lite0-s8-retrofit_1xb8-amp-300_camvid-160x128",
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -102,7 +102,7 @@ class Segmenter:
         CheckpointError: If the checkpoint is missing, unsafe, or of another model.
 
     Example:
-        >>> segmenter = Segmenter("unethead_lite0-pixeldcl_1xb8-amp-1k_camvid-160x128")
+        >>> segmenter = Segmenter("unethead_lite0-s8-retrofit_1xb8-amp-300_camvid-160x128")
         >>> labels = segmenter("street.jpg")  # (H, W)
     """
 

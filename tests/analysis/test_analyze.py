@@ -205,8 +205,8 @@ def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "give either configs or --layer"),
-        (["a.py", "--layer", "PixelDCL"], "give either configs or --layer"),
+        ([], "models need --images"),
+        (["a.py", "--layer", "PixelDCL"], "give either models or --layer"),
         (["a.py"], "models need --images"),
         (["--layer", "PixelDCL", "--images", "x"], "--images is for models"),
         (["--layer", "PixelDCL", "--channels", "0"], "--channels takes one or two positive numbers, got [0]"),
