@@ -20,6 +20,7 @@ import argparse
 import datetime
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,14 +31,14 @@ from pixeldcl_plugin.benchmark import cases
 from pixeldcl_plugin.benchmark import measure as benchmark
 from pixeldcl_plugin.benchmark.report import print_table, read_csv, same_run, write_csv, write_plot
 from pixeldcl_plugin.benchmark.targets import compare, print_outcomes
-from pixeldcl_plugin.utils.cli import UsageError, add_overwrite_argument, user_errors
+from pixeldcl_plugin.utils.cli import UsageError, add_overwrite_argument, shown, user_errors
 
 #: What the targets are about.
 TOPICS = ("layers", "formats", "models")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=[*cases.KINDS, "check"])
@@ -61,7 +62,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path, help="the topic's file (docs/benchmarks/{layer,model}s.csv)")
     add_overwrite_argument(parser, "replace what the same command wrote earlier")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -147,13 +148,18 @@ def run(args: argparse.Namespace) -> None:
                 write_csv(results, notes, path)
     write_plot(path)
     print(", ".join(f"{key}: {value}" for key, value in notes.items()))
-    print(f"Wrote {path} and {path.with_suffix('.png').name}")
+    print(f"wrote {shown(path)} and {shown(path.with_suffix('.png'))}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    args = parse_args(argv)
+    with user_errors("run the same command again, with --overwrite where cases were written already"):
+        if args.what == "check":
+            check(args.files or [Path(f"docs/benchmarks/{name}.csv") for name in TOPICS])
+        else:
+            run(args)
 
 
 if __name__ == "__main__":
-    with user_errors("run the same command again, with --overwrite where cases were written already"):
-        arguments = parse_args()
-        if arguments.what == "check":
-            check(arguments.files or [Path(f"docs/benchmarks/{name}.csv") for name in TOPICS])
-        else:
-            run(arguments)
+    main()

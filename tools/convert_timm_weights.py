@@ -41,7 +41,7 @@ def convert(args: argparse.Namespace) -> None:
         count = pretrained.save_backbone(weights, args.out)
     except OSError as error:
         raise cli.UsageError(f"cannot write --out {str(args.out)!r}: {error}") from error
-    print(f"{count} of {len(weights)} tensors of {pretrained.MODEL_NAME} written to {args.out}")
+    print(f"wrote {cli.shown(args.out)}: {count} of {len(weights)} tensors of {pretrained.MODEL_NAME}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

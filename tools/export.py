@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         report=report,
     )
-    print(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")
+    print(f"wrote {cli.shown(args.out)} ({args.out.stat().st_size / 1e6:.1f} MB)")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

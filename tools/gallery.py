@@ -111,7 +111,8 @@ def run(args: argparse.Namespace) -> None:
     figure = gallery_figure.draw(columns, names, classes, palette, inset=args.inset)
     with written_whole(args.out) as part:
         figure.savefig(part)
-    print(f"wrote {args.out}: images {' '.join(str(column.index) for column in columns)} of {args.split}")
+    indices = " ".join(str(column.index) for column in columns)
+    print(f"wrote {cli.shown(args.out)}: images {indices} of {args.split}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -90,7 +90,7 @@ def infer(args: argparse.Namespace) -> int:
 
         failed = inference_folder.segment(segmenter, todo, args.batch_size, report, on_block)
     print(
-        f"wrote the results of {len(todo) - failed} images to {args.out}"
+        f"wrote the results of {len(todo) - failed} images to {cli.shown(args.out)}"
         + (f", {failed} failed" * bool(failed))
     )
     return failed

@@ -94,11 +94,10 @@ def run(args: argparse.Namespace) -> None:
         root=zoo_index.ZooRoot.at(args.out) if args.out else None,
         size=tuple(args.shape) if args.shape else None,
     )
-    print(f"published {release.name} ({release.size / 1e3:,.0f} kB)")
-    print(f"  file    {file}")
-    print(f"  sha256  {release.sha256}")
+    print(f"published {release.name}, sha256 {release.sha256}")
     if args.url:
         print(f"  upload it to {release.weights}")
+    print(f"wrote {cli.shown(file)} ({release.size / 1e3:,.0f} kB)")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -60,7 +60,8 @@ def retrofit(args: argparse.Namespace) -> None:
     with writing_to(work_dir):
         result = job.run(resume=args.resume, overwrite=args.overwrite)
     print(comparison_table(result.before, result.after))
-    print(f"Done. Model: {result.config} {result.checkpoint}. Picture: {result.picture}")
+    files = (result.config, result.checkpoint, result.picture)
+    print(f"wrote {', '.join(map(cli.shown, files))}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

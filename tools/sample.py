@@ -78,7 +78,7 @@ def sample(args: argparse.Namespace) -> None:
     for name, figure in figures.items():
         with written_whole(args.out / f"{name}.png") as part:
             figure.savefig(part)
-        print(f"wrote {args.out / name}.png")
+    print(f"wrote {', '.join(f'{name}.png' for name in figures)} in {cli.shown(args.out)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

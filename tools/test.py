@@ -11,6 +11,7 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
 from pixeldcl_plugin.apis.model_arguments import add_models, read_one_model
@@ -75,6 +76,9 @@ def test(args: argparse.Namespace) -> None:
         for note in notes:
             runner.logger.info(note)
         runner.test()
+    written = [Path(runner.log_dir) / f"{runner.timestamp}.json", args.out, args.show_dir]
+    if cli.is_main_process():
+        print(f"wrote {', '.join(cli.shown(path) for path in written if path and Path(path).exists())}")
     runtime.close_process_group()
 
 

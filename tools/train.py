@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
 from pixeldcl_plugin.engine import console, data_check, folder_data, hardware, preflight, runtime, settings
 from pixeldcl_plugin.engine.hooks import ReplaceRunHook
+from pixeldcl_plugin.engine.progress import progress_shown
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.checkpoints import enable_safe_loading
 from pixeldcl_plugin.utils.files import writing_to
@@ -67,7 +68,8 @@ def train(args: argparse.Namespace) -> None:
         runner.register_hook(ReplaceRunHook(earlier))
         for note in notes:
             runner.logger.info(note)
-        runner.train()
+        with progress_shown(runner):
+            runner.train()
         reports.finish_training(runner)
     runtime.close_process_group()
 

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -224,12 +225,13 @@ def _energy(measures: Mapping[str, Any]) -> float | None:
 
 
 def print_table(analyses: Sequence[Analysis], console: Console | None = None) -> None:
-    """Print the measures of every upsampler, and of the logits."""
-    table = Table()
-    for column in ("", "map", "channels"):
+    """Print the measures of every upsampler, and of the logits; 80 columns are enough."""
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("", overflow="fold")
+    for column in ("map", "channels"):
         table.add_column(column, no_wrap=True)
-    for column in ("phase spread", "Nyquist energy", "phase variance", "isolated"):
-        table.add_column(column, justify="right")
+    for column in ("phase\nspread", "Nyquist\nenergy", "phase\nvariance", "isolated"):
+        table.add_column(column, justify="right", no_wrap=True)
     for analysis in analyses:
         maps = [
             (f"{index}", f"{u.in_channels} > {u.out_channels}", asdict(u))

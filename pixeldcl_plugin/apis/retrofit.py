@@ -16,6 +16,7 @@ from ..engine import preflight, runtime
 from ..engine.builder import load_model
 from ..engine.hardware import adapt_to_hardware
 from ..engine.hooks import ReplaceRunHook
+from ..engine.progress import progress_shown
 from ..engine.settings import check_settings
 from ..engine.weights import load_state
 from ..utils.checkpoints import CheckpointError, load_checkpoint
@@ -137,7 +138,8 @@ class Retrofit:
         runner.model.is_init = True  # The Runner must not initialise it over these.
         size = sum(p.numel() for p in runner.model.parameters() if p.requires_grad)
         start = time.monotonic()
-        runner.train()
+        with progress_shown(runner):
+            runner.train()
         return dict(new_parameters=size, training_seconds=round(time.monotonic() - start, 1))
 
     def _write(self) -> tuple[Path, Path]:

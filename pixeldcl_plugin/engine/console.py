@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.progress import track as rich_track
 
 from ..utils.checkpoints import CheckpointError
+from ..utils.quiet import quiet_warnings
 
 __all__ = ["QuietRunner", "quiet_logger", "quiet_warnings", "track"]
 
@@ -70,23 +70,6 @@ class QuietRunner(Runner):
             raise CheckpointError(
                 f"cannot resume from {filename!r}: {type(error).__name__}: {reason}"
             ) from error
-
-
-# Warnings about defaults that work as they should, or that MMEngine causes by itself.
-_HIDDEN_WARNINGS = (
-    "The draw is False, it means that the hook",
-    "The shape of value will convert from",
-    "`broadcast_buffers` is deprecated",
-    "``build_loss`` would be deprecated",
-    "Setting OMP_NUM_THREADS environment variable",
-    "Setting MKL_NUM_THREADS environment variable",
-)
-
-
-def quiet_warnings() -> None:
-    """Hide warnings of the frameworks about which a user of the commands can do nothing."""
-    for message in _HIDDEN_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
 
 
 @contextlib.contextmanager

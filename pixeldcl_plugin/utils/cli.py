@@ -49,12 +49,10 @@ def notify(message: str) -> None:
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """Return a path from where the user stands: relative, unless the absolute one is shorter."""
-    absolute = str(Path.cwd() / path)
-    try:
-        return min(os.path.relpath(absolute), absolute, key=len)
-    except ValueError:  # on another drive
-        return absolute
+    """Return a path from where the user stands: relative if it lies below, else absolute."""
+    here = Path.cwd()
+    absolute = Path(os.path.normpath(here / path))
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
 
 
 # What a full, failing or read-only disk, permissions, limits, names that are too long or taken, and another

@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from mmengine.config.utils import MODULE2PACKAGE
 
+from .quiet import quiet_warnings
+
 __all__ = [
     "PACKAGED",
     "SHIPPED",
@@ -99,7 +101,7 @@ def setup() -> None:
     # is found in an editable install and on PYTHONPATH as well.
     MODULE2PACKAGE["pixeldcl_plugin"] = "pixeldcl_plugin"
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.filterwarnings("ignore", message="Fail to import ``MultiScaleDeformableAttention")
+        quiet_warnings()
         importlib.import_module("mmcv.cnn.bricks.transformer")
         importlib.import_module("mmseg.datasets")
 

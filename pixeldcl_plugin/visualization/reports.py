@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
 from ..models.vae import VAE
+from ..utils.cli import shown
 from ..utils.files import written_whole
 from ..utils.label_maps import colorize
 from .gallery_figure import add_legend, draw_panel
@@ -198,9 +199,9 @@ def finish_training(runner: Runner) -> None:
         text = ", ".join(f"{key} {value:.{2 if abs(value) >= 10 else 4}f}" for key, value in scores.items())
         print(f"Validation at iteration {runner.iter}: {text}")
     best = info.get("best_ckpt")
-    print(
-        f"Done. Checkpoint: {info.get('last_ckpt')}"
-        + (f" (best on validation: {best})" if best else "")
-        + (f". Pictures: {' and '.join(pictures)} in {work_dir}" if pictures else ""),
-        flush=True,
-    )
+    written = [shown(info["last_ckpt"]) if info.get("last_ckpt") else "no checkpoint"]
+    if best:
+        written.append(f"{shown(best)} (best on validation)")
+    if pictures:
+        written.append(f"{' and '.join(pictures)} in {shown(work_dir)}")
+    print(f"wrote {', '.join(written)}", flush=True)

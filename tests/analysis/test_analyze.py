@@ -6,6 +6,7 @@ import json
 import runpy
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -177,11 +178,14 @@ def test_figure_and_table(models: list[Segmenter], tmp_path: Path) -> None:
         drawn = cv2.imread(str(tmp_path / f"{name}.png"))
         assert drawn.shape[1] == 1650
         assert drawn.std() > 20
-    console = Console(record=True, width=120)
-    report.print_table(analyses, console)
-    text = console.export_text()
-    assert text.count("logits") == 2
-    assert f"{analyses[0].upsamplers[0].phase_spread:.3g}" in text
+    for width, name in ((120, "a"), (80, "a model of a name that is as long as those of the configs")):
+        console = Console(record=True, width=width)
+        report.print_table([replace(analyses[0], name=name), *analyses[1:], *layers], console)
+        text = console.export_text()
+        assert text.count("logits") == 2
+        assert max(map(len, text.splitlines())) <= width
+        cells = [f"{u.phase_spread:.3g}" for a in (*analyses, *layers) for u in a.upsamplers]
+        assert all(cell in text for cell in ["variance", "isolated", *cells])
 
 
 @pytest.fixture
@@ -236,7 +240,8 @@ def test_command_on_layers_overwrites_only_when_told(main, tmp_path: Path) -> No
     args = ("--layer", "PixelDCL", "DeconvModule", "--channels", "8", "4", "--out", tmp_path)
     code, output, _ = main(*args)
     assert code == 0
-    assert "checkerboard.png" in output
+    written = " and ".join(str(tmp_path / f"checkerboard.{suffix}") for suffix in ("json", "png"))
+    assert output.splitlines()[-1] == f"wrote {written}"
     record = json.loads((tmp_path / "checkerboard.json").read_text())
     assert [result["name"] for result in record["results"]] == ["PixelDCL", "DeconvModule"]
     assert record["results"][0]["upsamplers"][0]["phase_spread"] < 1e-12

@@ -212,7 +212,9 @@ def test_guides_are_the_first_features_at_the_strides_of_the_steps(guide: str, e
     assert guides.guide_channels == ((64, 3) if guide == "features" else (3,))
 
 
-def test_a_cascade_is_guided_at_its_last_head(trained: tuple[Path, Path], tool: Any, tmp_path: Path) -> None:
+def test_a_cascade_is_guided_at_its_last_head(
+    trained: tuple[Path, Path], tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config, checkpoint = tmp_path / "cascade.py", tmp_path / "cascade.pth"
     config.write_text(
         trained[0].read_text()
@@ -225,6 +227,9 @@ def test_a_cascade_is_guided_at_its_last_head(trained: tuple[Path, Path], tool: 
     stock = build_model(Config.fromfile(config)).state_dict()
     torch.save({"state_dict": stock}, checkpoint)
     tool.main([str(config), str(checkpoint), "--work-dir", str(tmp_path / "work"), "--iters", "2"])
+    written = ("cascade-guided.py", "cascade-guided.pth", "before_after.png")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"wrote {', '.join(str(tmp_path / 'work' / name) for name in written)}"
     after = state(tmp_path / "work/cascade-guided.pth")
     assert all(name.startswith("decode_head.1.guided.") for name in after.keys() - stock.keys())
     assert all(torch.equal(after[name], tensor) for name, tensor in stock.items())

@@ -422,8 +422,8 @@ class TestCommand:
         assert _command()(self._arguments(source, out)) == 0
         printed = capsys.readouterr().out.splitlines()
         assert printed == [
-            f"3 masks in {out / 'train'}: 3 painted, 0 kept; verified",
-            f"3 masks in {out / 'train'}: 0 painted, 3 kept; verified",
+            f"wrote 3 of 3 masks to {out / 'train'}, 0 stood there; all verified",
+            f"wrote 0 of 3 masks to {out / 'train'}, 3 stood there; all verified",
         ]
 
     def test_an_error_is_one_line_and_what_was_written_stays_valid(self, source, tmp_path, capsys):
@@ -476,7 +476,7 @@ class TestCommand:
         assert 0 < done < number
         second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
         assert second.returncode == 0, second.stderr
-        painted = int(second.stdout.split(": ")[1].split()[0])
+        painted = int(second.stdout.split()[1])  # "wrote N of ..."
         assert 0 < painted <= number - done
         assert not list(out.rglob(".partial-*"))
         mask = np.asarray(Image.open(out / "train/17.png"))

@@ -288,10 +288,10 @@ class TestCommand:
         main = _command()
         out = tmp_path / "new" / "set"
         assert main(["--out", str(out), *self.ARGS]) == 0
-        assert f"written to {out}" in capsys.readouterr().out
+        assert f"images in {out}" in capsys.readouterr().out
         assert _digests(out) == _digests(folder)
         assert main(["--out", str(out), *self.ARGS]) == 0
-        assert f"already in {out}" in capsys.readouterr().out
+        assert "found, written before" in capsys.readouterr().out
 
     def test_errors_are_one_line_and_exit_code_2(self, folder, tmp_path, capsys):
         main = _command()

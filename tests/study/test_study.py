@@ -527,7 +527,9 @@ def test_a_killed_study_goes_on_where_it_was(raw: dict[str, Any], tmp_path: Path
     lines = out.read_text().splitlines()
     assert len(lines) == 3
     assert lines[1] == first
-    assert "| pixeldcl |" in (tmp_path / "out" / "tiny.md").read_text()
+    table = tmp_path / "out" / "tiny.md"
+    assert "| pixeldcl |" in table.read_text()
+    assert done.stdout.splitlines()[-1] == f"wrote {table} and {table.with_suffix('.png')}"
     row = ResultFile(out).rows[1]
     for key in ("mIoU", "aAcc", "mBIoU", "logit_nyquist_energy", "parameters", "mmacs", "predict_ms"):
         assert math.isfinite(float(row[key])), key

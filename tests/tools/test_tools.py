@@ -121,6 +121,7 @@ def weights(work_dir: Path) -> torch.Tensor:
 def test_training_leaves_pictures_and_says_where(trained: Path) -> None:
     output = (trained / "stdout.txt").read_text()
     last = output.rstrip().splitlines()[-1]
+    assert last.startswith("wrote ")
     assert "iter_12.pth" in last
     assert "best_mIoU_iter_" in last
     assert "curves.png and predictions.png" in last
@@ -291,6 +292,8 @@ def test_testing_writes_maps_and_pictures(config: Path, trained: Path, run_tool:
     assert len(list(show.rglob("*.png"))) == 3
     expected = reports.read_scalars(trained)[1][12]["mIoU"]
     assert f"mIoU: {expected:.4f}" in result.stdout
+    (scores,) = work_dir.glob("*/*.json")
+    assert result.stdout.splitlines()[-1] == f"wrote {scores}, {out}, {show}"
 
 
 def test_testing_with_augmentation(tiny_config: Path, trained: Path, main: Run, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def command() -> Callable[..., None]:
 def test_command_writes_the_file(command: Callable[..., None], tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "lite0.pth"
     command(["--out", str(out)])
-    assert capsys.readouterr().out == f"288 of 296 tensors of {pretrained.MODEL_NAME} written to {out}\n"
+    assert capsys.readouterr().out == f"wrote {out}: 288 of 296 tensors of {pretrained.MODEL_NAME}\n"
     assert len(torch.load(out, weights_only=True)) == 288
 
 

@@ -67,6 +67,7 @@ def test_the_command_writes_a_file_and_its_record(
     assert file.name == f"{MODEL}_20260102-{digest[:8]}.safetensors"
     assert file.stem in result.stdout
     assert digest in result.stdout
+    assert result.stdout.splitlines()[-1].startswith(f"wrote {file} (")
     assert "INFO" not in result.stdout + result.stderr
     assert file.stat().st_mode & 0o777 == 0o644
 

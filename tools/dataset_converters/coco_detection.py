@@ -74,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cli.user_errors("the same command goes on where it was"):
         total, painted = paint(args)
         masks = args.out / args.split
-        print(f"{total} masks in {masks}: {painted} painted, {total - painted} kept; verified")
+        kept = total - painted
+        print(f"wrote {painted} of {total} masks to {cli.shown(masks)}, {kept} stood there; all verified")
 
 
 if __name__ == "__main__":

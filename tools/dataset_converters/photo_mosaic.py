@@ -62,8 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = parse_args(argv)
     with cli.user_errors("the same command goes on where it was"):
-        state = "written to" if convert(args) else "already in"
-        print(f"{args.num_train} training and {args.num_val} validation images {state} {args.out}")
+        state = "wrote" if convert(args) else "found, written before:"
+        print(
+            f"{state} {args.num_train} training and {args.num_val} validation images in {cli.shown(args.out)}"
+        )
 
 
 if __name__ == "__main__":

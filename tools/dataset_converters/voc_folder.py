@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             counts = write_folder(args.source, args.out, args.classes, args.images)
         except (ValueError, FileNotFoundError) as error:
             raise cli.UsageError(str(error)) from error
-        print(f"{', '.join(f'{n} {name}' for name, n in counts.items())} written to {args.out}")
+        print(f"wrote {', '.join(f'{n} {name}' for name, n in counts.items())} to {cli.shown(args.out)}")
 
 
 if __name__ == "__main__":
