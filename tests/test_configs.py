@@ -243,14 +243,17 @@ def test_deeplab_starts_from_the_weights_of_its_base() -> None:
     assert load_config(str(ROOT / DEEPLAB)).load_from.rpartition("/")[2] == released.rpartition("/")[2]
 
 
-def test_deeplab_takes_the_stock_weights_and_trains_what_is_new_at_the_full_rate() -> None:
-    cfg, model = build(DEEPLAB)
+@pytest.mark.parametrize(("tag", "new"), [("-pixeldcl", "upsample"), ("-guided", "guided")])
+def test_deeplab_takes_the_stock_weights_and_trains_what_is_new_at_the_full_rate(tag: str, new: str) -> None:
     stock = load_config("mmseg::deeplabv3/deeplabv3_r101-d8_4xb4-20k_voc12aug-512x512.py").model
     stock.pretrained = None
     with torch.device("meta"):
+        cfg, model = build(DEEPLAB.replace("-pixeldcl", tag))
         released = MODELS.build(stock).state_dict()
-    own = {name for name in model.state_dict() if name.startswith("decode_head.upsample.")}
-    assert len(own) == 3 * (4 + 1)  # the kernels of PixelDCL and of the convolution after it
+    own = {name for name in model.state_dict() if name.startswith(f"decode_head.{new}.")}
+    assert own
+    # The kernels of PixelDCL and of the convolution after it.
+    assert tag == "-guided" or len(own) == 3 * (4 + 1)
     assert model.state_dict().keys() - released.keys() == own
     assert not released.keys() - model.state_dict().keys()
 
