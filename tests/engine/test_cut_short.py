@@ -98,12 +98,12 @@ def _generators_restored() -> Iterator[None]:
 
 
 def shrunk(value: Any, factor: float) -> Any:
-    """Shrink a schedule: its steps are the whole numbers above 1."""
+    """Shrink a schedule: its steps are the whole numbers above 1. A warm-up keeps two, so that it ends."""
     if isinstance(value, dict):
         return {key: shrunk(item, factor) for key, item in value.items()}
     if isinstance(value, list):
         return [shrunk(item, factor) for item in value]
-    return round(value * factor) if isinstance(value, int) and value > 1 else value
+    return max(round(value * factor), 2) if isinstance(value, int) and value > 1 else value
 
 
 def loader(sampler: str) -> dict[str, Any]:

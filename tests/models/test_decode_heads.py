@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from pixeldcl_plugin.layers.pixel_dcl import PixelDCL
 from pixeldcl_plugin.models import decode_heads, unet_head  # noqa: F401  (registers the heads)
-from pixeldcl_plugin.models.decode_heads import UpsampledHead, UpsampleStages, build_upsampler
+from pixeldcl_plugin.models.decode_heads import UpsampledHead, UpsampleStages
+from pixeldcl_plugin.models.upsamplers import build_upsampler
 from pixeldcl_plugin.zoo.pretrained import lite0_state_dict
 
 CLASSES = 3
