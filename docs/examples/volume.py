@@ -151,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--upsamplers", nargs="+", choices=list(UPSAMPLERS), default=list(UPSAMPLERS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--iterations", type=int, default=100)
+    parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("volume.json"))
     parser.add_argument("--picture", type=Path, default=Path("volume.png"))
     args = parser.parse_args()
