@@ -69,10 +69,12 @@ def _reason(error: Exception, path: str, node: Any, options: Mapping[str, Any]) 
     # Also where a constructor hands its own arguments on to a base.
     if argument := re.search(r"([\w.]+)\(\) got an unexpected keyword argument '(\w+)'", message):
         call = find_class(error, argument[1])
-        reason = unknown_argument(call, argument[2]) if call is not None else message
         for where, value in find_key(node, argument[2], path):
+            # The constructor may be that of a base: the user wrote the type beside the argument.
+            kind = dict(leaves(node, path)).get(f"{where.rpartition('.')[0]}.type")
+            reason = unknown_argument(call, argument[2], kind) if call is not None else message
             return f"{where}={value!r}: {reason}"
-        return f"{path}: {reason}"
+        return f"{path}: {unknown_argument(call, argument[2]) if call is not None else message}"
     explained = explain(error)
     if kind := re.search(r"is registered as '([^']+)'", explained or ""):
         where = next((p for p, v in leaves(node, path) if v == kind[1] and p.endswith("type")), path)

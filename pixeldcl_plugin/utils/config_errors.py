@@ -59,10 +59,17 @@ def accepted_arguments(call: Any) -> tuple[set[str], bool]:
     return names, open_ended
 
 
-def unknown_argument(call: Any, name: str) -> str:
-    """Return the sentence about an argument that a class or function does not take."""
+def unknown_argument(call: Any, name: str, kind: Any = None) -> str:
+    """Return the sentence about an argument that a class or function does not take.
+
+    Args:
+        call: The class or function.
+        name: The argument.
+        kind: The type in a config that led to it, a name or a class; None if unknown.
+    """
     known, _ = accepted_arguments(call)
-    return f"{call.__name__} takes no {name!r}{did_you_mean(name, known) or _listed(known)}"
+    written = kind if isinstance(kind, str) else getattr(kind, "__name__", call.__name__)
+    return f"{written} takes no {name!r}{did_you_mean(name, known) or _listed(known)}"
 
 
 def unknown_type(registry: Registry, name: str) -> str:

@@ -233,11 +233,7 @@ def test_trying_a_model_draws_no_random_numbers(key: str | None, tiny_config: Pa
     [
         ("efficient", "maybe", r"efficient='maybe': efficient must be one of \(True, False\)"),
         ("checkerboard_free", 1, r"checkerboard_free=1: checkerboard_free must be one of"),
-        (
-            "kernal_size",
-            3,
-            r"kernal_size=3: PixelUpsample takes no .* did you mean .kernel_size",
-        ),
+        ("kernal_size", 3, "kernal_size=3: {kind} takes no .* did you mean .kernel_size"),
         ("kernel_size", 2, r"kernel_size=2: kernel_size must be"),
     ],
 )
@@ -245,7 +241,7 @@ def test_options_of_layers(kind: str, key: str, value: object, message: str, tin
     upsampler = "model.backbone.upsample_cfg"
     cfg, options = _config(tiny_config, f"{upsampler}.type={kind}", f"{upsampler}.kernel_size=3")
     cfg.model.backbone.upsample_cfg[key] = value
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message.format(kind=kind)):
         settings.check_settings(cfg, "train", "val", options={**options, f"{upsampler}.{key}": value})
 
 
