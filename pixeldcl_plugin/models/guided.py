@@ -28,7 +28,7 @@ __all__ = ["GuidedCascadeEncoderDecoder", "GuidedEncoderDecoder"]
 #: Side of the picture from which the channels of the guides are learned.
 _PROBE = 128
 #: What enlarges the logits unless something else is named.
-_UPSAMPLE = dict(type="GuidedPixelDCL", scale_factor=8, separable=False)
+_UPSAMPLE = dict(type="GuidedPixelDCL", scale_factor=8)
 
 
 class _Guided(EncoderDecoder):

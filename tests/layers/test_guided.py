@@ -24,7 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "pixeldcl": dict(order="pixeldcl"),
     "none": dict(order=None),
-    "dense": dict(separable=False),
+    "separable": dict(separable=True),
     "groups": dict(groups=2),
     "residual": dict(residual=True),
     "x4": dict(scale_factor=4, guide_channels=(3, 2)),
