@@ -1,10 +1,11 @@
-"""Time the upsamplers against each other, as layers, in whole U-Nets or of volumes.
+"""Time the upsamplers against each other: layers, whole U-Nets, of volumes, on the logits of whole models.
 
 All variants of a case are measured in turn in one run, so that their ratios hold while the machine drifts:
 
     python tools/benchmark.py layer --threads 2
     python tools/benchmark.py model --threads 2 --shapes 32,4,256,256
     python tools/benchmark.py volume --threads 1
+    python tools/benchmark.py logits --threads 1 --processor-time --memory-formats channels_last
     python tools/benchmark.py check docs/benchmarks/*.csv
 
 A file holds the runs of one topic, those of several machines too. `check` compares what files hold to the
@@ -34,7 +35,7 @@ from pixeldcl_plugin.benchmark.targets import compare, print_outcomes
 from pixeldcl_plugin.utils.cli import UsageError, add_overwrite_argument, shown, user_errors
 
 #: What the targets are about.
-TOPICS = ("layers", "formats", "models")
+TOPICS = ("layers", "formats", "models", "logits")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -48,7 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         type=_shape,
         help="layer: batch,in_channels,out_channels,height,width; model: base_channels,batch,height,width;\n"
-        "volume: batch,in_channels,out_channels,depth,height,width",
+        "volume: batch,in_channels,out_channels,depth,height,width; logits: batch,height,width",
     )
     parser.add_argument("--variants", nargs="+", metavar="VARIANT")
     parser.add_argument("--directions", nargs="+", choices=["forward", "backward"])
@@ -59,8 +60,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=11, help="measurements of each variant")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="of one thread, where the machine has other work"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--out", type=Path, help="the topic's file (docs/benchmarks/{layer,model}s.csv)")
+    parser.add_argument(
+        "--out", type=Path, help="the topic's file (docs/benchmarks/{layers,models,logits}.csv)"
+    )
     add_overwrite_argument(parser, "replace what the same command wrote earlier")
     return parser.parse_args(argv)
 
@@ -88,6 +94,8 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("--device cuda: no CUDA device was found")
     if args.threads < 1 or args.rounds < 1:
         raise UsageError(f"--threads and --rounds must be positive, got {args.threads}, {args.rounds}")
+    if args.processor_time and (args.threads > 1 or args.device != "cpu"):
+        raise UsageError("--processor-time: only of one thread on a CPU, --threads 1 --device cpu")
     kind = cases.KINDS[args.what]
     shapes = args.shapes or kind.shapes
     for shape in shapes:
@@ -99,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
         if name not in kind.variants:
             raise UsageError(f"--variants: {args.what} has no {name!r}, only {', '.join(kind.variants)}")
     variants = {name: kind.variants[name] for name in names}
-    path = args.out or Path(f"docs/benchmarks/{args.what}s.csv")
+    path = args.out or Path(f"docs/benchmarks/{args.what.removesuffix('s')}s.csv")
     notes = {
         "command": shlex.join(["python", *(word for word in sys.argv if word != "--overwrite")]),
         "date": datetime.date.today().isoformat(),
@@ -140,6 +148,7 @@ def run(args: argparse.Namespace) -> None:
                     setting,
                     threads=args.threads,
                     rounds=args.rounds,
+                    processor_time=args.processor_time,
                     progress=advance,
                 )
                 results += case

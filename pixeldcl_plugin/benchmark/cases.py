@@ -1,4 +1,4 @@
-"""What is timed: upsamplers, as layers, in whole U-Nets and of volumes, by name."""
+"""What is timed: upsamplers, as layers, in whole U-Nets, of volumes and on logits, by name."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..layers.pixel_dcl import PixelDCL
 from ..models.upsamplers import LearnedUpsample
 from ..registry import register
+from .logits import LOGITS_SHAPES, LOGITS_VARIANTS, logits_case
 
 __all__ = ["KINDS", "VARIANTS", "Kind", "LiteralPixelDCL", "layer_case", "model_case"]
 
@@ -125,4 +126,5 @@ KINDS = {
     "layer": Kind(layer_case, LAYER_SHAPES, VARIANTS),
     "model": Kind(model_case, MODEL_SHAPES, VARIANTS),
     "volume": Kind(layer_case, VOLUME_SHAPES, VOLUME_VARIANTS),
+    "logits": Kind(logits_case, LOGITS_SHAPES, LOGITS_VARIANTS),
 }

@@ -11,6 +11,7 @@ import gc
 import itertools
 import platform
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
+from torch.utils.benchmark import timer as default_timer
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -70,29 +72,33 @@ def measure(
     threads: int,
     rounds: int,
     min_seconds: float = 0.05,
+    processor_time: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Result]:
     """Measure the variants of one case in interleaved rounds.
 
     Args:
-        build: :func:`~.cases.layer_case` or :func:`~.cases.model_case`.
+        build: What builds a case, see :data:`~.cases.KINDS`.
         shape: Shape of the case, as that function takes it.
         variants: ``upsample_cfg`` by name; ratios refer to the first.
         setting: Direction, dtype, memory format, eager or compiled, device.
         threads: Threads of torch's intra-op pool.
         rounds: Measurements of each variant.
         min_seconds: A measurement repeats a fast step until it has taken about this long.
+        processor_time: Count the time of the processor, not that of the clock: of one thread, on a machine
+            with other work.
         progress: Called with the variant's name after each measurement.
 
     Returns:
         One result a variant, in the order of ``variants``.
     """
+    clock = time.process_time if processor_time else default_timer
     steps, results, numbers = [], [], []
     for name, cfg in variants.items():
         torch.manual_seed(0)
         module, x = build(cfg, shape)
         step = _make_step(module, x, setting)
-        timer = Timer("step()", globals={"step": step}, num_threads=threads)
+        timer = Timer("step()", globals={"step": step}, num_threads=threads, timer=clock)
         steps.append(timer)
         timer.timeit(1)  # warms up: allocator, kernel choice, compilation
         numbers.append(max(1, int(min_seconds / max(timer.timeit(1).mean, 1e-6))))
@@ -142,14 +148,14 @@ def _make_step(module: nn.Module, x: Tensor, setting: Setting) -> Callable[[], N
 
         return forward
 
-    parameters = [x.requires_grad_(), *module.parameters()]
+    parameters = [x.requires_grad_(), *(p for p in module.parameters() if p.requires_grad)]
     with torch.no_grad(), context():
         grad = torch.randn_like(module(x))
 
     def forward_backward() -> None:
         with context():
             out = run(x)
-        torch.autograd.grad(out, parameters, grad)
+        torch.autograd.grad(out, parameters, grad, allow_unused=True)  # of the image, if that is frozen
 
     return forward_backward
 

@@ -73,6 +73,8 @@ TARGETS = (
     Target("pixeldcl depthwise", "deconv k4", _TOP, 0.6),
     Target("ipixeldcl", "deconv k4", "16x8x128x160", 1.35),
     Target("ipixeldcl", "deconv k4", "64x2x256x256", 1.35),
+    Target("guided", "bilinear", "1x128x160", 1.1, direction="forward", memory_format="channels_last"),
+    Target("guided", "bilinear", "16x128x128", 1.15, memory_format="channels_last"),
 )
 
 

@@ -1,0 +1,87 @@
+"""What is timed of upsamplers on logits: whole models that leave them at stride 8."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmcv.cnn import build_upsample_layer
+from mmengine.registry import init_default_scope
+from mmseg.models.utils import resize
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+__all__ = ["LOGITS_SHAPES", "LOGITS_VARIANTS", "logits_case"]
+
+#: (batch, height, width): a picture, and a batch of training of ``configs/voc12_subset``.
+LOGITS_SHAPES = ((1, 128, 160), (16, 128, 128))
+
+_ALONE = dict(norm_cfg=None, act_cfg=None)
+#: What enlarges the logits by 4; the rest of the way they are resized. The first is nothing but that.
+LOGITS_VARIANTS: dict[str, dict[str, Any]] = {
+    "bilinear": {},
+    "guided": dict(type="GuidedPixelDCL", scale_factor=4),
+    "guided separable": dict(type="GuidedPixelDCL", scale_factor=4, separable=True),
+    "guided without order": dict(type="GuidedPixelDCL", scale_factor=4, order=None),
+    "guided with residual": dict(type="GuidedPixelDCL", scale_factor=4, residual=True),
+    "residual alone": dict(type="GuidedResidual", scale_factor=4),
+    "carafe": dict(type="TorchCARAFE", **_ALONE),
+    "dysample": dict(type="DySample", groups=1, **_ALONE),
+    "sapa": dict(type="SAPA", scale_factor=4),
+    "fade": dict(type="FADE", scale_factor=4),
+    "joint bilateral": dict(type="JointBilateralUpsample", scale_factor=4),
+}
+
+_CLASSES = 21
+_MODEL = dict(
+    type="EncoderDecoder",
+    backbone=dict(
+        type="FrozenTIMMBackbone",
+        model_name="tf_efficientnet_lite0",
+        features_only=True,
+        pretrained=False,
+    ),
+    decode_head=dict(
+        type="UNetHead",
+        in_channels=[40, 112, 320],
+        in_index=[2, 3, 4],
+        decoder_channels=[256, 128],
+        upsample_cfg=dict(type="InterpConv"),
+        num_convs=1,
+        skip_norm_cfg=dict(type="BN"),
+        num_classes=_CLASSES,
+        align_corners=False,
+    ),
+    test_cfg=dict(mode="whole"),
+)
+
+
+def logits_case(cfg: dict[str, Any], shape: tuple[int, ...]) -> tuple[nn.Module, Tensor]:
+    """Build the model of ``configs/voc12_subset/unethead_lite0-s8*`` with an upsampler on its logits.
+
+    The output is the logits at the size of the image. The encoder is frozen, as in those configs.
+    """
+    batch, height, width = shape
+    init_default_scope("mmseg")
+    guided = "scale_factor" in cfg
+    options = dict(type="GuidedEncoderDecoder", upsample_cfg=dict(cfg), guide_index=[1, 0]) if guided else {}
+    model = MODELS.build({**_MODEL, **options})
+    twice = nn.Identity()
+    if cfg and not guided:
+        layers = [build_upsample_layer(dict(cfg), in_channels=_CLASSES, out_channels=_CLASSES) for _ in "ab"]
+        twice = nn.Sequential(*layers)
+    return _ToTheEnd(model, twice), torch.randn(batch, 3, height, width)
+
+
+class _ToTheEnd(nn.Module):
+    """An encoder-decoder, an upsampler after it, and the resize to the size of the image."""
+
+    def __init__(self, model: nn.Module, upsample: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.upsample = upsample
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits = self.upsample(self.model(image, mode="tensor"))
+        size = image.shape[2:]
+        return resize(logits, size=size, mode="bilinear", align_corners=False)  # type: ignore[no-any-return]
