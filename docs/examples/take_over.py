@@ -66,7 +66,7 @@ def score(arm: str, seed: int, out: Path) -> dict[str, float] | None:
     for log in sorted((out / f"{arm}_s{seed}").glob("*/vis_data/scalars.json"), reverse=True):
         last = json.loads(log.read_text().splitlines()[-1])
         if last.get("step") == ITERATIONS and "mIoU" in last:
-            return {name: last[name] for name in ("mIoU", "aAcc", "mAcc")}
+            return {name: round(last[name], 2) for name in ("mIoU", "aAcc", "mAcc")}
     return None
 
 
