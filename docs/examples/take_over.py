@@ -1,6 +1,6 @@
 """Train a released deconvolution U-Net on, as it is and taken over into iPixelDCL.
 
-Both arms start from the same function: the second has iPixelDCL layers that compute what the deconvolutions do.
+Both arms start from the same function: the second has layers that compute what the deconvolutions do.
 Arms that are trained already are not trained again, so that the command goes on where it was stopped.
 """
 
