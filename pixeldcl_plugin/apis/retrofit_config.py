@@ -52,6 +52,7 @@ def find_guides(model: EncoderDecoder, guide: Literal["image", "features"]) -> G
         model: In evaluation mode.
         guide: What to guide by: the image alone; or for every doubling the first of the backbone's outputs
             (the neck's, if there is one) at the stride that it leads to, and the image where there is none.
+            The last doubling, from stride 2, is guided only where it is the only one.
 
     Raises:
         UsageError: If the logits are as large as the image: nothing is left to be guided.
@@ -71,7 +72,9 @@ def find_guides(model: EncoderDecoder, guide: Literal["image", "features"]) -> G
     coarse = stride(logits) or 1
     if coarse < 2:
         raise UsageError("config: the logits are as large as the image: no resize is left to be guided")
-    scale = min(coarse, _LARGEST_SCALE)
+    # The last doubling, to the size of the image, costs more than the others together and adds little
+    # (docs/study.md): it stays bilinear.
+    scale = min(max(coarse // 2, 2), _LARGEST_SCALE)
     strides = [stride(x) for x in features]
     index: list[int | str] = []
     while len(index) < scale.bit_length() - 1:
@@ -98,7 +101,7 @@ def guided_config(cfg: Config, guides: Guides) -> Config:
     cfg.model.pop("auxiliary_head", None)
     cfg.model.update(
         type=kind,
-        upsample_cfg=dict(type="GuidedPixelDCL", scale_factor=guides.scale_factor),
+        upsample_cfg=dict(type="GuidedPixelDCL", scale_factor=guides.scale_factor, separable=False),
         guide_index=list(guides.guide_index),
         guide_channels=list(guides.guide_channels),
     )
