@@ -70,6 +70,7 @@ SYSTEMS = {
         f"{folder}/unethead_lite0-s8_*.py": ["", "-guided"]
         for folder in ("camvid", "voc12_subset", "own_data")
     },
+    **{f"{folder}/fcn_lite0-d8_*.py": ["", "-guided"] for folder in ("camvid", "voc12_subset")},
     "own_data/unethead_frozen-lite0-s8_*.py": ["", "-guided"],
     "own_data/unet-s5-d16-c16_*.py": ["", "-pixeldcl"],
 }

@@ -43,16 +43,21 @@ def run(args: argparse.Namespace) -> bool:
     work_dir = args.work_dir or Path("work_dirs/studies") / plan.name
     if args.run:
         study.follow_study()
-        study.execute(plan, study.find_run(plan, args.run), work_dir / args.run)
+        if plan.together is None:
+            study.execute(plan, study.find_run(plan, args.run), work_dir / args.run)
+        else:
+            group = study.find_group(plan, args.run, args.arms)
+            study.execute_together(plan, group.runs, work_dir / args.run)
         return True
     if args.dry_run:
         left = study.check_runs(plan, study.runs_left(plan, args.arms))
         print("\n".join(left) or "nothing left")
         return True
-    base = [sys.executable, __file__, args.study, "--work-dir", str(work_dir), "--run"]
+    base = [sys.executable, __file__, args.study, "--work-dir", str(work_dir)]
+    base += ["--arms", *args.arms] if args.arms else []
     whole = args.report or study.conduct(
         plan,
-        lambda run: [*base, run.key],
+        lambda run: [*base, "--run", run.key],
         lambda run: work_dir / run.key,
         processes=args.processes,
         arms=args.arms,

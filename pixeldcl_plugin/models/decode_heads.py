@@ -48,6 +48,7 @@ class UpsampleStages(nn.Module):
         act_cfg: mmcv activation config, likewise. Between logits none is usual.
         num_stages: Number of stages.
         upsample_cfg: Config of the upsampler of every stage.
+        with_conv: Whether the convolutions are there. Without them the upsamplers alone follow each other.
 
     Shape:
         ``(N, in_channels, H, W)`` -> ``(N, out_channels, s H, s W)``, s the product of the stages' factors.
@@ -67,6 +68,7 @@ class UpsampleStages(nn.Module):
         *,
         num_stages: int = 3,
         upsample_cfg: dict[str, Any] = dict(type="PixelDCL"),  # noqa: B006 never changed
+        with_conv: bool = True,
     ) -> None:
         super().__init__()
         if num_stages < 1:
@@ -81,9 +83,14 @@ class UpsampleStages(nn.Module):
                 norm_cfg=norm_cfg,
                 act_cfg=act_cfg,
             )
-            conv = ConvModule(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=act_cfg)
-            nn.init.dirac_(conv.conv.weight)
-            stages.append(nn.Sequential(OrderedDict(upsample=upsample, conv=conv)))
+            parts: dict[str, nn.Module] = dict(upsample=upsample)
+            if with_conv:
+                conv = ConvModule(
+                    out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=act_cfg
+                )
+                nn.init.dirac_(conv.conv.weight)
+                parts["conv"] = conv
+            stages.append(nn.Sequential(OrderedDict(parts)))
         self.stages = nn.Sequential(*stages)
 
     def forward(self, x: Tensor) -> Tensor:

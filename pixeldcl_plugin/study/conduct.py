@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 
 from ..engine import data_check, preflight, settings
 from ..utils.cli import UsageError, notify
-from .execute import fingerprint, run_config
+from .configs import fingerprint, run_config
 from .plan import Run, Study
 from .pool import run_all
 from .results import ResultFile, choose_learning_rates, selection_scores
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one seed that are trained side by side, see :class:`~.plan.Together`."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def key(self) -> str:
+        """Name of the group, fit for a folder."""
+        first = self.runs[0]
+        return f"{'select_' if first.selecting else ''}together_seed{first.seed}"
 
 
 def results_of(study: Study) -> ResultFile:
@@ -32,6 +47,18 @@ def find_run(study: Study, key: str) -> Run:
         if run.key == key:
             return run
     raise UsageError(f"no run {key!r} in study {study.name}: it has {[run.key for run in known]}")
+
+
+def find_group(study: Study, key: str, arms: Iterable[str] | None = None) -> Group:
+    """Return what is left of the group of that key.
+
+    Raises:
+        UsageError: If nothing is, or the study has none of that name.
+    """
+    found = {group.key: group for group in _groups(runs_left(study, arms))}
+    if key not in found:
+        raise UsageError(f"no group {key!r} is left in study {study.name}: {sorted(found)}")
+    return found[key]
 
 
 def runs_left(study: Study, arms: Iterable[str] | None = None) -> list[Run]:
@@ -76,8 +103,8 @@ def check_runs(study: Study, runs: Iterable[Run]) -> dict[str, Config]:
 
 def conduct(
     study: Study,
-    command: Callable[[Run], list[str]],
-    folder: Callable[[Run], Path],
+    command: Callable[[Run | Group], list[str]],
+    folder: Callable[[Run | Group], Path],
     *,
     processes: int,
     arms: Iterable[str] | None = None,
@@ -86,7 +113,7 @@ def conduct(
 
     Args:
         study: The study.
-        command: Command line of the process of a run.
+        command: Command line of the process of a run, or of a group of runs that share what is frozen.
         folder: Its work dir.
         processes: Runs at a time.
         arms: As in :func:`runs_left`.
@@ -97,18 +124,29 @@ def conduct(
     while runs := runs_left(study, arms):
         configs = check_runs(study, runs)
         results = results_of(study)
-        failed = run_all(
-            runs,
-            lambda run, configs=configs: configs[run.key].train_cfg.max_iters,  # type: ignore[misc]
-            command,
-            folder,
-            lambda run, row, results=results: results.add(row),  # type: ignore[misc]
-            processes=processes,
-        )
+
+        def iterations(job: Run | Group, configs: dict[str, Config] = configs) -> int:
+            members = job.runs if isinstance(job, Group) else (job,)
+            return sum(configs[run.key].train_cfg.max_iters for run in members)
+
+        def finished(job: Run | Group, found: Any, results: ResultFile = results) -> None:
+            for row in found if isinstance(job, Group) else [found]:
+                results.add(row)
+
+        jobs: Sequence[Run | Group] = runs if study.together is None else _groups(runs)
+        failed = run_all(jobs, iterations, command, folder, finished, processes=processes)
         if failed:
-            notify(f"{len(failed)} of {len(runs)} runs failed: {', '.join(run.key for run in failed)}")
+            notify(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(job.key for job in failed)}")
             return False
     return True
+
+
+def _groups(runs: Iterable[Run]) -> list[Group]:
+    """Put runs of one seed together; those that choose rates and those that are compared stay apart."""
+    found: dict[tuple[bool, int], list[Run]] = {}
+    for run in runs:
+        found.setdefault((run.selecting, run.seed), []).append(run)
+    return [Group(tuple(members)) for members in found.values()]
 
 
 def _selection_runs(study: Study, results: ResultFile) -> list[Run]:

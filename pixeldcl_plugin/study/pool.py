@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from rich.console import Console
@@ -20,7 +20,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..visualization.reports import read_scalars
 from .execute import RESULT
-from .plan import Run
 
 #: Seconds between two looks at the processes, and between two lines where there is no terminal.
 POLL, LINE = 1.0, 60.0
@@ -30,9 +29,20 @@ PATIENCE = 10.0
 _PARENT = "PIXELDCL_STUDY_PROCESS"
 
 
+class Named(Protocol):
+    """What can be run: a run, or a group of them."""
+
+    @property
+    def key(self) -> str:
+        """Name, fit for a folder."""
+
+
+Runnable = TypeVar("Runnable", bound=Named)
+
+
 @dataclass
 class _Job:
-    run: Run
+    run: Any
     folder: Path
     process: subprocess.Popen[bytes]
     gpu: str | None
@@ -47,15 +57,15 @@ def gpus() -> list[str]:
 
 
 def run_all(
-    runs: Sequence[Run],
-    iterations: Callable[[Run], int],
-    command: Callable[[Run], list[str]],
-    folder: Callable[[Run], Path],
-    finished: Callable[[Run, dict[str, Any]], None],
+    runs: Sequence[Runnable],
+    iterations: Callable[[Runnable], int],
+    command: Callable[[Runnable], list[str]],
+    folder: Callable[[Runnable], Path],
+    finished: Callable[[Runnable, Any], None],
     *,
     processes: int,
     console: Console | None = None,
-) -> list[Run]:
+) -> list[Runnable]:
     """Run every run in a process of one thread, so many at a time.
 
     Each process sees one GPU, if there are any: that on which the fewest others run. When the caller is
@@ -66,7 +76,7 @@ def run_all(
         iterations: Iterations of a run, for the progress.
         command: Command line of a run, which leaves ``result.json`` in its folder.
         folder: Work dir of a run; its output goes to ``console.log`` there.
-        finished: Called with the row of each run that succeeded, as soon as it has.
+        finished: Called with the result of each run that succeeded, as soon as it has.
         processes: How many at a time.
         console: Where progress is shown; stderr by default.
 
@@ -149,7 +159,7 @@ def follow_study() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _start(run: Run, command: list[str], folder: Path, gpu: str | None) -> _Job:
+def _start(run: Named, command: list[str], folder: Path, gpu: str | None) -> _Job:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT).unlink(missing_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", _PARENT: str(os.getpid())}

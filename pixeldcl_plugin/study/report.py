@@ -42,7 +42,11 @@ def write_summary(study: Study, rows: Sequence[Row], metric: str = "mIoU") -> li
         text += "\n" + difference_table(study, summaries)
     write_text_whole(table, text)
     _plot(study, summaries, metric, picture)
-    return [table, picture]
+    written = [table, picture]
+    if any(s.scores("mBIoU") and s.scores("predict_ms") for s in summaries.values()):
+        written.append(study.out / f"{study.name}_cost.png")
+        _plot_cost(summaries, written[-1])
+    return written
 
 
 def markdown_table(study: Study, summaries: Mapping[str, Summary], metric: str = "mIoU") -> str:
@@ -110,5 +114,21 @@ def _plot(study: Study, summaries: Mapping[str, Summary], metric: str, path: Pat
     right.set(xlabel=f"difference to {study.reference}, paired by seed, 95 % interval")
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=120)
+
+
+def _plot_cost(summaries: Mapping[str, Summary], path: Path) -> None:
+    """Draw Boundary IoU over the time of a prediction: means over seeds, a bar of the standard deviation."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for s in summaries.values():
+        color = "#c44e52" if "pixeldcl" in s.arm or "guided" in s.arm else "#4c72b0"
+        place = s.mean("predict_ms"), s.mean("mBIoU")
+        axes.errorbar(*place, yerr=np.nan_to_num(s.deviation("mBIoU")), fmt="o", color=color, capsize=2)
+        axes.annotate(s.arm, place, (5, 4), textcoords="offset points", fontsize=8)
+    axes.margins(x=0.12)
+    axes.set(xlabel="prediction of an image, ms of processor time", ylabel="Boundary IoU")
+    axes.grid(alpha=0.3)
     with written_whole(path) as part:
         figure.savefig(part, dpi=120)

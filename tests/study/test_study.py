@@ -38,7 +38,8 @@ from pixeldcl_plugin.study import (
     summarise,
     write_summary,
 )
-from pixeldcl_plugin.study.execute import _StepTimer, fingerprint, held_out_indices, validation_history
+from pixeldcl_plugin.study.configs import fingerprint, held_out_indices
+from pixeldcl_plugin.study.execute import _StepTimer, validation_history
 from pixeldcl_plugin.study.report import difference_table, markdown_table
 from pixeldcl_plugin.study.summary import difference, last_change, paired_interval
 from pixeldcl_plugin.utils.cli import UsageError, user_errors
@@ -325,8 +326,12 @@ def test_summary_pairs_equal_seeds_only(raw: dict[str, Any], tmp_path: Path) -> 
     flattened = summarise(study, [{**row, "history": "1:3.00 2:4.25"} for row in rows])
     assert "+1.25 [+1.25, +1.25]" in markdown_table(study, flattened)
     study.out.mkdir()
+    timed = [{**row, "mBIoU": 5.0, "predict_ms": 7.0} for row in rows]
+    (*_, cost) = write_summary(study, timed)
+    assert cost.name == "tiny_cost.png"
+    assert cost.stat().st_size
     written = write_summary(study, rows)
-    assert [path.suffix for path in written] == [".md", ".png"]
+    assert [path.name for path in written] == ["tiny.md", "tiny.png"]
     assert all(path.stat().st_size for path in written)
     assert written[0].read_text() == table
 
