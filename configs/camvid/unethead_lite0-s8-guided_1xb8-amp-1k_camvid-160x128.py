@@ -1,6 +1,6 @@
 _base_ = "./unethead_lite0-s8_1xb8-amp-1k_camvid-160x128.py"
 model = dict(
     type="GuidedEncoderDecoder",
-    upsample_cfg=dict(type="GuidedPixelDCL", scale_factor=8),
-    guide_index=[1, 0, "image"],  # the features at strides 4 and 2
+    upsample_cfg=dict(type="GuidedPixelDCL", scale_factor=4, separable=False, residual=True),
+    guide_index=[1, 0],  # the features at strides 4 and 2; what is left is resized bilinearly
 )
