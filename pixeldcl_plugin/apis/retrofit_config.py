@@ -101,7 +101,9 @@ def guided_config(cfg: Config, guides: Guides) -> Config:
     cfg.model.pop("auxiliary_head", None)
     cfg.model.update(
         type=kind,
-        upsample_cfg=dict(type="GuidedPixelDCL", scale_factor=guides.scale_factor, separable=False),
+        upsample_cfg=dict(
+            type="GuidedPixelDCL", scale_factor=guides.scale_factor, separable=False, residual=True
+        ),
         guide_index=list(guides.guide_index),
         guide_channels=list(guides.guide_channels),
     )
