@@ -14,8 +14,8 @@ import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -198,7 +198,7 @@ def _score(runner: Runner, cfg: Config) -> dict[str, float]:
     }
 
 
-def measure_cost(model: nn.Module, loader: DataLoader) -> dict[str, float]:
+def measure_cost(model: BaseModel, loader: DataLoader) -> dict[str, float]:
     """Count parameters, and the multiply-adds of the first validation image as it is padded."""
     batch = model.eval().data_preprocessor(next(iter(loader)), False)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from mmseg.models.segmentors import EncoderDecoder
@@ -47,7 +47,7 @@ class _Member:
     cfg: Config
     identity: str
     model: EncoderDecoder
-    optimizer: OptimWrapper | None = None
+    optimizer: Any = None  # an OptimWrapper
     schedulers: list[Any] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     loss: float = 0.0
