@@ -66,7 +66,7 @@ def logits_case(cfg: dict[str, Any], shape: tuple[int, ...]) -> tuple[nn.Module,
     guided = "scale_factor" in cfg
     options = dict(type="GuidedEncoderDecoder", upsample_cfg=dict(cfg), guide_index=[1, 0]) if guided else {}
     model = MODELS.build({**_MODEL, **options})
-    twice = nn.Identity()
+    twice: nn.Module = nn.Identity()
     if cfg and not guided:
         layers = [build_upsample_layer(dict(cfg), in_channels=_CLASSES, out_channels=_CLASSES) for _ in "ab"]
         twice = nn.Sequential(*layers)
@@ -84,4 +84,4 @@ class _ToTheEnd(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         logits = self.upsample(self.model(image, mode="tensor"))
         size = image.shape[2:]
-        return resize(logits, size=size, mode="bilinear", align_corners=False)  # type: ignore[no-any-return]
+        return resize(logits, size=size, mode="bilinear", align_corners=False)
