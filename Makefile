@@ -8,7 +8,7 @@ MOSAIC := .cache/photo_mosaic
 CONFIG ?= configs/photo_mosaic/unet-s5-d16-c16-pixeldcl_fcn_1xb4-amp-800_photo-mosaic-160x160.py
 ARGS ?=
 
-.PHONY: setup train test test-openmmlab lint docs clean
+.PHONY: setup train test test-openmmlab gpu-check lint docs clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -30,6 +30,15 @@ test: setup
 # The suite with mmengine, mmcv and mmsegmentation as OpenMMLab released them (docs/installation.md).
 test-openmmlab:
 	PYTHON=$(PYTHON) .ci/test-openmmlab $(ARGS)
+
+# The tests that need a GPU, and the benchmark on it (docs/performance.md#on-a-gpu).
+gpu-check: setup
+	$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('gpu-check: torch finds no GPU')"
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+	$(BIN)/python tools/benchmark.py layer --device cuda --dtypes fp32 bf16 \
+	    --memory-formats contiguous channels_last --out docs/benchmarks/gpu_layers.csv --overwrite
+	$(BIN)/python tools/benchmark.py model --device cuda --dtypes fp32 bf16 \
+	    --memory-formats contiguous channels_last --out docs/benchmarks/gpu_models.csv --overwrite
 
 lint: setup
 	$(BIN)/ruff check .

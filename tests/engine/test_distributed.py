@@ -69,15 +69,30 @@ def batch(step: int, part: slice) -> dict[str, list[Any]]:
 
 
 def train(model: nn.Module, part: slice, **wrapper: Any) -> dict[str, Any]:
+    """Take some steps; return what was logged and the weights, on the CPU."""
     optimizer = dict(type="SGD", lr=0.1, momentum=0.9)
     optim_wrapper = build_optim_wrapper(model, dict(type="OptimWrapper", optimizer=optimizer, **wrapper))
     model.train()
     logged = [model.train_step(batch(step, part), optim_wrapper) for step in range(STEPS)]
     state = (model.module if isinstance(model, GlobalBatchDDP) else model).state_dict()
     return {
-        "losses": {k: torch.stack([log[k].detach() for log in logged]) for k in logged[0]},
-        "state": state,
+        "losses": {k: torch.stack([log[k].detach().cpu() for log in logged]) for k in logged[0]},
+        "state": {name: value.cpu() for name, value in state.items()},
     }
+
+
+def program_on_gpu(rank: int, folder: Path) -> None:
+    """What each of two processes with a GPU each does."""
+    torch.cuda.set_device(rank)
+    store = f"file://{folder / 'store'}"
+    torch.distributed.init_process_group("nccl", init_method=store, rank=rank, world_size=2)
+    part = slice(2 * rank, 2 * rank + 2)
+    results = {
+        name: train(GlobalBatchDDP(build_model(losses).cuda(), device_ids=[rank]), part)
+        for name, losses in LOSSES.items()
+    }
+    torch.save(results, folder / f"{rank}.pth")
+    torch.distributed.destroy_process_group()
 
 
 def program(rank: int, folder: Path) -> None:
@@ -108,10 +123,19 @@ def program(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
+    return results_of("program", tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def gpu_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return results_of("program_on_gpu", tmp_path_factory.mktemp("gpu_ranks"))
+
+
+def results_of(name: str, folder: Path) -> list[dict[str, Any]]:
+    """Run a program of this file in two processes."""
     root = Path(__file__).parents[2]
     env = {**os.environ, "PYTHONPATH": str(root), "TORCH_HOME": str(folder), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(folder)]
+    command = [sys.executable, __file__, name, str(folder)]
     processes = [
         subprocess.Popen([*command, str(rank)], env=env, stderr=subprocess.PIPE, text=True) for rank in (0, 1)
     ]
@@ -134,6 +158,17 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_two_processes_train_as_one(name: str, ranks: list[dict[str, Any]]) -> None:
+    assert_trained_as_one(name, ranks)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_gpus_train_as_one(name: str, gpu_ranks: list[dict[str, Any]]) -> None:
+    assert_trained_as_one(name, gpu_ranks)
+
+
+def assert_trained_as_one(name: str, ranks: list[dict[str, Any]]) -> None:
     expected = train(revert_sync_batchnorm(build_model(LOSSES[name])), slice(0, 4))
     for rank in ranks:
         assert_same(rank[name]["state"], expected["state"])
@@ -184,4 +219,4 @@ def test_a_failed_download_is_every_processs(ranks: list[dict[str, Any]]) -> Non
 
 
 if __name__ == "__main__":
-    program(int(sys.argv[2]), Path(sys.argv[1]))
+    {"program": program, "program_on_gpu": program_on_gpu}[sys.argv[1]](int(sys.argv[3]), Path(sys.argv[2]))
