@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MOSAIC := .cache/photo_mosaic
 
-CONFIG ?= configs/photo_mosaic/unet-s5-d16-c16-pixeldcl_fcn_1xb4-amp-800_photo-mosaic-160x160.py
+CONFIG ?= configs/photo_mosaic/unethead_lite0-s8-guided_1xb8-amp-400_photo-mosaic-160x160.py
 ARGS ?=
 
 .PHONY: setup train test test-openmmlab gpu-check lint docs clean

@@ -25,3 +25,5 @@ param_scheduler = [
 ]
 train_cfg = dict(max_iters=400, val_interval=200)
 default_hooks = dict(checkpoint=dict(interval=200))
+val_evaluator = [dict(type="IoUMetric", iou_metrics=["mIoU"]), dict(type="BoundaryIoUMetric")]
+test_evaluator = val_evaluator
