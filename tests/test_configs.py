@@ -68,7 +68,7 @@ SYSTEMS = {
     },
     **{
         f"{folder}/unethead_lite0-s8_*.py": ["", "-guided"]
-        for folder in ("camvid", "voc12_subset", "own_data")
+        for folder in ("camvid", "voc12_subset", "own_data", "photo_mosaic")
     },
     **{f"{folder}/fcn_lite0-d8_*.py": ["", "-guided"] for folder in ("camvid", "voc12_subset")},
     "own_data/unethead_frozen-lite0-s8_*.py": ["", "-guided"],

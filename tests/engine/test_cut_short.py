@@ -205,7 +205,7 @@ def test_a_run_under_every_configs_schedule_optimizer_and_hooks_goes_on_exactly(
 
 @pytest.fixture(scope="module")
 def drive() -> dict[str, Any]:
-    """The quick start's schedule, optimizer and hooks, under validations that decide over the rate."""
+    """A U-Net's schedule, optimizer and hooks, under validations that decide over the rate."""
     file = next(ROOT.glob("configs/photo_mosaic/*-pixeldcl_*.py"))
     cfg = tiny_run(Config.fromfile(file)).to_dict()
     plateau = dict(type="ReduceOnPlateauLR", monitor="mIoU", patience=0, factor=0.5)
