@@ -1,4 +1,4 @@
-"""Every layer on a GPU: equal to the CPU, in half precision, in both memory formats. `make gpu-check` runs them."""
+"""Every layer on a GPU: equal to the CPU, in half precision, in both memory formats (`make gpu-check`)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def case(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, list
     layer = LAYERS[name]().to(dtype)
     with torch.no_grad():
         for parameter in layer.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(
+                dtype
+            )
     sizes = [(2, CHANNELS, 9, 7)]
     if hasattr(layer, "guide_channels"):
         sizes.append((2, GUIDE, 18, 14))
