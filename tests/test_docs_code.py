@@ -19,8 +19,9 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
+from pixeldcl_plugin.apis.model_arguments import read_one_model
 from pixeldcl_plugin.engine.runtime import load_config
-from pixeldcl_plugin.zoo.models import create_model, list_models, model_info
+from pixeldcl_plugin.zoo.models import create_model, list_models
 
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 
@@ -89,17 +90,13 @@ def test_section_runs(page: str, heading: str, folder: Path) -> None:
     released = list_models("*camvid*", pretrained=True)
     text = "".join(block.code for block in blocks)
     namespace: dict[str, Any] = {"__name__": "docs"}
-    if re.search(r"NAME|CONFIG|config\.py|\bname\b|\bmodel\b|\bimage\b", text):
+    if re.search(r"NAME|CONFIG|config\.py|create_model", text):
         if not released:
             pytest.skip("no released model of CamVid")
-        entry = model_info(released[0])
-        namespace |= dict(
-            name=released[0],
-            model=create_model(released[0], pretrained=True),
-            image=np.zeros((96, 128, 3), np.uint8),
-            other=np.zeros((96, 128, 3), np.uint8),
-        )
-        config, weights = str(entry.config), str(entry.release.file)
+        entry = read_one_model([released[0]])
+        picture = np.zeros((96, 128, 3), np.uint8)
+        model = create_model(released[0], pretrained=True)
+        namespace |= dict(name=released[0], model=model, image=picture, other=picture)
     for block in blocks:
         if is_config(block):
             continue
@@ -107,8 +104,8 @@ def test_section_runs(page: str, heading: str, folder: Path) -> None:
         if released:
             code = re.sub(r'"NAME"', repr(released[0]), code)
             if re.search(r"CONFIG|CHECKPOINT|config\.py|weights\.pth", code):
-                code = re.sub(r'"(CONFIG|config\.py)"', repr(config), code)
-                code = re.sub(r'"(CHECKPOINT|weights\.pth)"', repr(weights), code)
+                code = re.sub(r'"(CONFIG|config\.py)"', repr(str(entry.config)), code)
+                code = re.sub(r'"(CHECKPOINT|weights\.pth)"', repr(str(entry.checkpoint)), code)
         Block(block.path, block.heading, block.language, code, block.line).run(namespace)
 
 
@@ -128,7 +125,7 @@ def test_config_is_built(block: Block, tmp_path: Path) -> None:
 
 def unknown_types(value: Any) -> Iterator[str]:
     """Yield the types in a config that no registry below mmengine's and mmseg's knows."""
-    from mmengine import registry
+    from mmseg import registry
 
     if isinstance(value, dict):
         name = value.get("type")

@@ -1,5 +1,5 @@
-# Minutes on a CPU: a decoder of two stages on the fixed features of EfficientNet-Lite0. Its logits stop at stride 8 and
-# are resized bilinearly, as those of FCN, PSP and DeepLab are.
+# Minutes on a CPU: a decoder of two stages on the fixed features of EfficientNet-Lite0. Its logits stop at
+# stride 8 and are resized bilinearly, as those of FCN, PSP and DeepLab are.
 _base_ = [
     "../_base_/models/unethead_timm.py",
     "../_base_/datasets/photo_mosaic.py",
