@@ -79,7 +79,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8))
     for name in ("street.jpg", "picture.jpg"):
         picture.save(tmp_path / name)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
