@@ -85,7 +85,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("page", "heading"), python_sections(), ids=str)
+@pytest.mark.parametrize(("page", "heading"), list(python_sections()), ids=str)
 def test_section_runs(page: str, heading: str, folder: Path) -> None:
     blocks = docs_code.sections(page)[heading]
     released = list_models("*camvid*", pretrained=True)
@@ -110,7 +110,7 @@ def test_section_runs(page: str, heading: str, folder: Path) -> None:
         Block(block.path, block.heading, block.language, code, block.line).run(namespace)
 
 
-@pytest.mark.parametrize("block", config_blocks())
+@pytest.mark.parametrize("block", list(config_blocks()))
 def test_config_is_built(block: Block, tmp_path: Path) -> None:
     path = tmp_path / "page.py"
     path.write_text(block.code)
@@ -142,7 +142,7 @@ def unknown_types(value: Any) -> Iterator[str]:
             yield from unknown_types(item)
 
 
-@pytest.mark.parametrize("line", commands())
+@pytest.mark.parametrize("line", list(commands()))
 def test_command_is_accepted(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Placeholders stand for files, which are not looked at while a command line is read."""
     line = line.partition(" # ")[0].partition("    #")[0]
@@ -186,3 +186,13 @@ def test_blocks_know_their_section_and_their_line(tmp_path: Path) -> None:
         docs_code.run_section(page, "Next")
     assert error.traceback[-1].path == page
     assert error.traceback[-1].lineno + 1 == 18
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_prose_is_wrapped(page: str) -> None:
+    """At 100 columns; tables, pictures, code and addresses that cannot be broken are as long as they are."""
+    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    long = [
+        line for line in text.splitlines() if len(line) > 100 and not re.match(r"\s*(\||!?\[|    )", line)
+    ]
+    assert long == []
