@@ -442,7 +442,7 @@ FOUR_CLASSES = " ".join(
         f"model.decode_head.num_classes=4 {FOUR_CLASSES}",
         "model.backbone.upsample_cfg.type=PixelDCL model.backbone.upsample_cfg.kernel_size=3",
         "model.backbone.upsample_cfg.kernel_size=2",
-        "model.backbone.base_channels=8",
+        "model.backbone.base_channels=8 model.decode_head.in_channels=8",
     ],
 )
 def test_resuming_another_model(

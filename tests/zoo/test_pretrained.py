@@ -12,6 +12,7 @@ import pytest
 import skimage.data
 import torch
 import torch.nn.functional as F
+from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import Tensor
 
@@ -110,6 +111,7 @@ def test_backbone_loads_the_file(weights: dict[str, Tensor], tmp_path: Path) -> 
     file = tmp_path / "new" / "lite0.pth"
     count = save_backbone(weights, file)
     assert [path.name for path in file.parent.iterdir()] == ["lite0.pth"]
+    init_default_scope("mmseg")
     backbone = MODELS.build(
         dict(
             type="TIMMBackbone",

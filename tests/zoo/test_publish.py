@@ -28,7 +28,7 @@ from pixeldcl_plugin.utils import checkpoints
 from pixeldcl_plugin.utils.checkpoints import CheckpointError
 from pixeldcl_plugin.utils.cli import UsageError
 from pixeldcl_plugin.zoo import models as zoo
-from pixeldcl_plugin.zoo import provenance
+from pixeldcl_plugin.zoo import packing, provenance
 from pixeldcl_plugin.zoo import publishing as publish
 from pixeldcl_plugin.zoo.index import ModelIndexError, Release, ZooRoot, append_release, load_releases
 
@@ -340,9 +340,9 @@ def test_refusals_leave_nothing_behind(
         publish.publish(str(bare), config, dataclasses.replace(FACTS, command="x"), root=root)
     # A file that is written wrongly is found out by what the model answers with it.
     with monkeypatch.context() as patch:
-        write = publish.save
+        write = packing.save
         patch.setattr(
-            publish, "save", lambda tensors, metadata: write({k: v * 2 for k, v in tensors.items()}, metadata)
+            packing, "save", lambda tensors, metadata: write({k: v * 2 for k, v in tensors.items()}, metadata)
         )
         with pytest.raises(CheckpointError, match="does not answer as the checkpoint does"):
             publish.publish(checkpoint, config, FACTS, root=root)
