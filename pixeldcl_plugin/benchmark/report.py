@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ..utils.cli import UsageError
 from ..utils.files import written_whole
+from ..visualization.arm_colors import arm_color
 from .measure import Result
 
 __all__ = ["Row", "print_table", "read_csv", "same_run", "write_csv", "write_plot"]
@@ -100,7 +101,7 @@ def write_plot(path: Path) -> None:
             float(row["iqr_ms"]) / 2 * ratio / float(row["median_ms"])
             for row, ratio in zip(rows, ratios, strict=True)
         ]
-        colors = ["#c44e52" if "pixeldcl" in row["variant"] else "#8c8c8c" for row in rows]
+        colors = [arm_color(row["variant"], other="#8c8c8c") for row in rows]
         bars = axis.barh([row["variant"] for row in rows], ratios, xerr=spreads, color=colors)
         axis.bar_label(bars, [f" {ratio:.2f}" for ratio in ratios], fontsize=7)
         axis.axvline(1.0, color="black", linewidth=0.8)

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..utils.files import write_text_whole, written_whole
+from ..visualization.arm_colors import arm_color
 from .plan import Study
 from .results import Row
 from .summary import Summary, difference, summarise
@@ -99,7 +100,7 @@ def _plot(study: Study, summaries: Mapping[str, Summary], metric: str, path: Pat
     figure = Figure(figsize=(10, 1.2 + 0.36 * len(ordered)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for place, s in enumerate(ordered):
-        color = "#c44e52" if "pixeldcl" in s.arm else "#4c72b0"
+        color = arm_color(s.arm)
         scores = list(s.scores(metric).values())
         left.scatter(scores, [place] * len(scores), s=18, color=color, alpha=0.7)
         left.plot([s.mean(metric)], [place], marker="|", markersize=14, color="black")
@@ -123,7 +124,7 @@ def _plot_cost(summaries: Mapping[str, Summary], path: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for number, s in enumerate(sorted(summaries.values(), key=lambda s: s.mean("mBIoU"))):
-        color = "#c44e52" if "pixeldcl" in s.arm or "guided" in s.arm else "#4c72b0"
+        color = arm_color(s.arm)
         place = s.mean("predict_ms"), s.mean("mBIoU")
         # Names of neighbours go to different sides, so that close ones can be read.
         side, shift = ("left", 6) if number % 2 else ("right", -6)
