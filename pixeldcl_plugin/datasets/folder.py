@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +66,8 @@ class FolderSegDataset(BaseSegDataset):
         self.split, self.val_fraction, self.split_seed = split, val_fraction, split_seed
         #: How the split was found, in words.
         self.split_rule = ""
+        #: Masks of the folder that have no image.
+        self.strays: Sequence[Path] = ()
         classes = folder_classes(data_root)
         known = (metainfo or {}).get("classes")
         if known is not None and tuple(known) != classes.names:
@@ -88,7 +91,7 @@ class FolderSegDataset(BaseSegDataset):
     def load_data_list(self) -> list[dict[str, Any]]:
         """List the pairs of the split."""
         found = find_pairs(Path(str(self.data_root)), self.val_fraction, self.split_seed)
-        self.split_rule = found.rule
+        self.split_rule, self.strays = found.rule, found.strays
         common = dict(label_map=None, reduce_zero_label=False)
         return [
             dict(img_path=str(pair.image), seg_map_path=str(pair.labels), seg_fields=[], **common)

@@ -27,10 +27,12 @@ class FolderPairs:
     Attributes:
         splits: The pairs of ``'train'``, ``'val'`` and ``'test'``, in the order of their names.
         rule: How the split was found, in words.
+        strays: Masks that have no image, where names pair them and no list says which images count.
     """
 
     splits: Mapping[str, list[Pair]]
     rule: str
+    strays: Sequence[Path] = ()
 
 
 def find_pairs(root: Path, val_fraction: float = 0.2, split_seed: int = 0) -> FolderPairs:
@@ -54,7 +56,11 @@ def find_pairs(root: Path, val_fraction: float = 0.2, split_seed: int = 0) -> Fo
             images with another.
     """
     listing = next((root / name for name in _LISTS if (root / name).is_file()), None)
-    pairs, given = _read_list(root, listing) if listing else (_match(root), {})
+    strays: list[Path] = []
+    if listing:
+        pairs, given = _read_list(root, listing)
+    else:
+        (pairs, strays), given = _match(root), {}
     lists = {split: root / f"{split}.txt" for split in SPLITS if (root / f"{split}.txt").is_file()}
     if given:
         splits, rule = _by_name(given), f"as {listing.name} says" if listing else ""
@@ -76,7 +82,8 @@ def find_pairs(root: Path, val_fraction: float = 0.2, split_seed: int = 0) -> Fo
             f"{root.as_posix()!r}: {len(shared)} images are in training and in validation or test, "
             f"{_listed(shared)}"
         )
-    return FolderPairs({split: [pairs[name] for name in sorted(splits[split])] for split in SPLITS}, rule)
+    found = {split: [pairs[name] for name in sorted(splits[split])] for split in SPLITS}
+    return FolderPairs(found, rule, [] if lists else strays)
 
 
 def mask_files(root: Path) -> list[Path]:
@@ -97,8 +104,8 @@ def _names(folder: Path) -> list[str]:
     return sorted(f.relative_to(folder).as_posix() for f in files if not f.name.startswith("."))
 
 
-def _match(root: Path) -> dict[str, Pair]:
-    """Pair what images/ and masks/ hold, by name."""
+def _match(root: Path) -> tuple[dict[str, Pair], list[Path]]:
+    """Pair what images/ and masks/ hold, by name; return the pairs, and the masks that have no image."""
     for name in (_IMAGES, _MASKS):
         if not (root / name).is_dir():
             raise UsageError(
@@ -115,29 +122,34 @@ def _match(root: Path) -> dict[str, Pair]:
         raise UsageError(f"{(root / _IMAGES).as_posix()!r}: images of one name, {_listed(twice)}")
     # Of several files of one name the PNG is the mask, others may be pictures of it.
     by_stem = {_stem(name): name for name in sorted(masks, key=lambda name: name.lower().endswith(".png"))}
-    ending = _common_ending(list(stems), by_stem)
+    endings = _endings(list(stems), by_stem)
+    ending = max(endings, key=lambda ending: (endings[ending], ending == ""))
     missing = [name for stem, name in stems.items() if stem + ending not in by_stem]
     if len(missing) == len(images):
         raise UsageError(
             f"{root.as_posix()!r}: no image has a mask of its name, {images[0]!r} in {_IMAGES}/ and "
             f"{masks[0]!r} in {_MASKS}/: name them alike, or list image and mask in {_LISTS[0]}"
         )
-    return {
+    # A file beside the masks of most images, such as a picture of each, is none without an image.
+    usual = [ending for ending, count in endings.items() if 2 * count > len(images)]
+    known = {stem + ending for stem in stems for ending in usual}
+    strays = [root / _MASKS / name for stem, name in sorted(by_stem.items()) if stem not in known]
+    pairs = {
         name: Pair(root / _IMAGES / name, root / _MASKS / by_stem.get(stem + ending, f"{stem}{ending}.png"))
         for stem, name in stems.items()
     }
+    return pairs, strays
 
 
 def _stem(name: str) -> str:
     return PurePosixPath(name).with_suffix("").as_posix()
 
 
-def _common_ending(images: Sequence[str], masks: Mapping[str, str]) -> str:
-    """Return what the names of masks have after those of their images, the same for the most of these."""
+def _endings(images: Sequence[str], masks: Mapping[str, str]) -> dict[str, int]:
+    """Count the images whose masks have an ending after their name, by ending."""
     endings = {mask[len(images[0]) :] for mask in masks if mask.startswith(images[0])}
     endings |= {mask[len(images[-1]) :] for mask in masks if mask.startswith(images[-1])}
-    found = {ending: sum(image + ending in masks for image in images) for ending in sorted(endings | {""})}
-    return max(found, key=lambda ending: (found[ending], ending == ""))
+    return {ending: sum(image + ending in masks for image in images) for ending in sorted(endings | {""})}
 
 
 def _read_list(root: Path, file: Path) -> tuple[dict[str, Pair], dict[str, str]]:

@@ -103,7 +103,9 @@ class PairReader:
             if labels.shape == (width, height) != (height, width) and _is_turned(pair.image):
                 fault = f"{fault}, turned by its EXIF orientation"
         except OSError as error:
-            fault = "missing" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+            fault = error.strerror or str(error)
+            if isinstance(error, FileNotFoundError):
+                fault = "missing" if file == pair.image else f"missing; its image is {pair.image.name}"
         except (_UnreadableError, MaskError) as error:
             fault = str(error)
         return (file, fault) if fault else None

@@ -53,6 +53,7 @@ def check_data(cfg: Config, split: str, *more: str, read: bool = False) -> None:
     if not read:
         return
     readers: dict[str, list[tuple[PairReader, list[Pair]]]] = {}
+    strays: set[Path] = set()
     for name, loader in splits.items():
         if any(_is_remote(leaf) for leaf in leaf_datasets(loader.get("dataset"))):
             continue
@@ -67,9 +68,10 @@ def check_data(cfg: Config, split: str, *more: str, read: bool = False) -> None:
         leaves = list(_leaves(dataset))
         for leaf in leaves:
             _check_classes(cfg, leaf, name)
+            strays.update(getattr(leaf, "strays", ()))
         readers[name] = [found for leaf in leaves if (found := listed_pairs(cfg, leaf))]
     if is_main_process():
-        check_pairs(readers)
+        check_pairs(readers, strays)
 
 
 # --- paths ---------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
@@ -62,11 +62,17 @@ def _pair(info: Mapping[str, Any]) -> Pair:
     return Pair(Path(info["img_path"]), None if labels is None else Path(labels))
 
 
-def check_pairs(readers: Mapping[str, Sequence[tuple[PairReader, list[Pair]]]]) -> None:
+def check_pairs(
+    readers: Mapping[str, Sequence[tuple[PairReader, list[Pair]]]], strays: Collection[Path] = ()
+) -> None:
     """Read the pairs that were not found good before.
 
+    Args:
+        readers: The pairs of each split, and how they are read.
+        strays: Masks that have no image.
+
     Raises:
-        UsageError: Lists those that cannot be used.
+        UsageError: Lists the pairs that cannot be used, and the strays.
     """
     good = _read_cache()
     seen: set[bytes] = set()
@@ -89,13 +95,13 @@ def check_pairs(readers: Mapping[str, Sequence[tuple[PairReader, list[Pair]]]]) 
             seen.add(key)
     if seen - good:
         _write_cache(good, seen)
-    if faults:
-        listed = sorted(faults)[:SHOWN]
-        if len(faults) > SHOWN:
-            listed.append(f"  ... and {len(faults) - SHOWN} more{_write_faults(sorted(faults))}")
-        raise UsageError(
-            "\n".join([f"{len(faults)} of the {count} pairs of the data cannot be used:", *listed])
-        )
+    summary = [f"{len(faults)} of the {count} pairs of the data cannot be used"] if faults else []
+    if strays:
+        summary.append(f"{len(strays)} {'masks have' if len(strays) > 1 else 'mask has'} no image")
+    lines = [*sorted(faults), *(f"  {file.as_posix()}: belongs to no image" for file in sorted(strays))]
+    if lines:
+        more = [f"  ... and {len(lines) - SHOWN} more{_write_faults(lines)}"] if len(lines) > SHOWN else []
+        raise UsageError("\n".join([f"{', '.join(summary)}:", *lines[:SHOWN], *more]))
 
 
 def _write_faults(faults: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -68,6 +69,18 @@ def test_an_image_without_a_mask_is_left_to_the_check(tmp_path: Path) -> None:
     splits = find_pairs(tmp_path).splits
     missing = [p.labels for p in (*splits["train"], *splits["val"]) if not p.labels.is_file()]
     assert missing == [tmp_path / "masks/shot 3_mask.png"]
+
+
+def test_a_mask_without_an_image_is_told(tmp_path: Path) -> None:
+    write(tmp_path, TEN, "_mask")
+    for name in TEN[:8]:
+        (tmp_path / f"masks/{name}_color.png").write_bytes(b"a picture of the mask")
+    for name in ("shot 10_mask", "other", "shot 1_copy"):
+        shutil.copy(tmp_path / "masks/shot 0_mask.png", tmp_path / f"masks/{name}.png")
+    strays = [tmp_path / f"masks/{name}.png" for name in ("other", "shot 10_mask", "shot 1_copy")]
+    assert find_pairs(tmp_path).strays == strays
+    (tmp_path / "train.txt").write_text("shot 1\nshot 2\n")  # A list says which images count.
+    assert find_pairs(tmp_path).strays == []
 
 
 @pytest.mark.parametrize(

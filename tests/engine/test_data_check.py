@@ -161,7 +161,7 @@ FAULTS = [
     (_replace(IMAGE, b"GIF? no."), IMAGE, "cannot be decoded by cv2"),
     (_replace(LABELS, b"no image"), LABELS, "cannot be decoded by pillow"),
     (lambda data: (data / IMAGE).unlink(), IMAGE, "missing"),
-    (lambda data: (data / LABELS).unlink(), LABELS, "missing"),
+    (lambda data: (data / LABELS).unlink(), LABELS, f"missing; its image is {Path(IMAGE).name}"),
     (_link_to_itself, IMAGE, "Too many levels of symbolic links"),
     (_folder, LABELS, "Is a directory"),
 ]  # fmt: skip

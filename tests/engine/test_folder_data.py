@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +162,13 @@ def test_every_pair_that_cannot_be_used_is_told(data: Path, monkeypatch: pytest.
     sideways[0x112] = 6
     Image.fromarray(np.zeros((56, 64, 3), np.uint8)).save(data / "images/shot_7.jpg", exif=sideways)
     (data / "images/shot_7.png").unlink()
+    shutil.copy(data / "masks/shot_2.png", data / "masks/shot_20.png")
     lines = refused({"data_root": str(data)}).splitlines()
-    assert lines[0] == "7 of the 8 pairs of the data cannot be used:"
-    faults = {line.partition(": ")[2].removeprefix(f"{data.as_posix()}/") for line in lines[1:]}
+    assert lines[0] == "7 of the 8 pairs of the data cannot be used, 1 mask has no image:"
+    faults = {re.sub(rf"^  (\w+: )?{data.as_posix()}/", "", line) for line in lines[1:]}
     assert faults == {
-        "masks/shot_0.png: missing",
+        "masks/shot_0.png: missing; its image is shot_0.png",
+        "masks/shot_20.png: belongs to no image",
         "images/shot_1.png: cannot be decoded by cv2",
         "masks/shot_3.png: color 9, 9, 9 (1 px, first at x 7, y 5); classes.txt has color 0, 0, 200; "
         "20, 20, 20; 200, 0, 0",
@@ -177,8 +180,8 @@ def test_every_pair_that_cannot_be_used_is_told(data: Path, monkeypatch: pytest.
     monkeypatch.setattr(pair_check, "SHOWN", 2)
     last = refused({"data_root": str(data)}).splitlines()[-1]
     written = pair_check.cache_dir() / "faults.txt"
-    assert last == f"  ... and 5 more; all are in {written}"
-    assert len(written.read_text().splitlines()) == 7
+    assert last == f"  ... and 6 more; all are in {written}"
+    assert len(written.read_text().splitlines()) == 8
 
 
 # --- from the command to the checkpoint alone ----------------------------------------------------
