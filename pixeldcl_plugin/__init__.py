@@ -22,6 +22,7 @@ _NAMES = {
     "PixelDCL3d": "layers.pixel_dcl_3d",
     "PixelShuffleICNR": "layers.pixel_shuffle",
     "Segmenter": "apis.segmenter",
+    "SeparablePixelDCL": "layers.separable",
     "TorchCARAFE": "layers.carafe",
     "UNetDecoder": "layers.unet_decoder",
     "convert_upsamplers": "layers.conversion",

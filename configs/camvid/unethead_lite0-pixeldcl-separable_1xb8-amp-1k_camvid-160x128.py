@@ -1,2 +1,2 @@
 _base_ = "./unethead_lite0_1xb8-amp-1k_camvid-160x128.py"
-model = dict(decode_head=dict(upsample_cfg=dict(type="PixelDCL", separable=True)))
+model = dict(decode_head=dict(upsample_cfg=dict(type="SeparablePixelDCL")))

@@ -23,6 +23,7 @@ from .pixel_dcl import IPixelDCL, PixelDCL
 from .pixel_dcl_3d import IPixelDCL3d, PixelDCL3d
 from .pixel_shuffle import PixelShuffleICNR
 from .sapa import SAPA
+from .separable import SeparablePixelDCL
 from .unet_decoder import UNetDecoder
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "PixelDCL",
     "PixelDCL3d",
     "PixelShuffleICNR",
+    "SeparablePixelDCL",
     "TorchCARAFE",
     "UNetDecoder",
     "convert_upsamplers",

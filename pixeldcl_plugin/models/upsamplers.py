@@ -25,6 +25,7 @@ from ..layers.pixel_dcl import IPixelDCL, PixelDCL
 from ..layers.pixel_dcl_3d import IPixelDCL3d, PixelDCL3d
 from ..layers.pixel_shuffle import PixelShuffleICNR
 from ..layers.recompute import recompute
+from ..layers.separable import SeparablePixelDCL
 from ..registry import register
 
 SCALE_FACTORS = (2, 4, 8)
@@ -112,6 +113,13 @@ class PixelDCLUpsample(LearnedUpsample):
     """``upsample_cfg=dict(type='PixelDCL')``: options as in :class:`~pixeldcl_plugin.PixelDCL`."""
 
     layer_type = PixelDCL
+
+
+@register(MODELS, "SeparablePixelDCL")
+class SeparablePixelDCLUpsample(LearnedUpsample):
+    """``dict(type='SeparablePixelDCL')``: options as in :class:`~pixeldcl_plugin.SeparablePixelDCL`."""
+
+    layer_type = SeparablePixelDCL
 
 
 @register(MODELS, "IPixelDCL")

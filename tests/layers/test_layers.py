@@ -11,7 +11,7 @@ import reference
 import torch
 from torch import Tensor, nn
 
-from pixeldcl_plugin import IPixelDCL, PixelDCL
+from pixeldcl_plugin import IPixelDCL, PixelDCL, SeparablePixelDCL
 from pixeldcl_plugin.layers import functional
 from pixeldcl_plugin.layers import pixel_dcl as layers
 
@@ -87,6 +87,17 @@ def test_separable_is_a_1x1_convolution_before_a_layer_of_one_channel_each(
         )
         expected = alone(mixed[:, channel : channel + 1])
         torch.testing.assert_close(layer(x)[:, channel : channel + 1], expected)
+
+
+def test_the_separable_form_has_a_name_of_its_own() -> None:
+    torch.manual_seed(0)
+    named = SeparablePixelDCL(6, 4, scale_factor=4, padding_mode="replicate")
+    form = PixelDCL(6, 4, scale_factor=4, padding_mode="replicate", separable=True)
+    form.load_state_dict(named.state_dict())
+    x = random(1, 6, 5, 7)
+    assert torch.equal(named(x), form(x))
+    with pytest.raises(ValueError, match="got separable=False"):
+        SeparablePixelDCL(6, 4, separable=False)
 
 
 @pytest.mark.parametrize("cls", [PixelDCL, IPixelDCL])
