@@ -25,12 +25,20 @@ def mean_of_neighbours(x: Tensor, logits: Tensor, order: str | None) -> Tensor:
         "p01": [("p00", 0, 0), ("p00", 0, 1), ("p11", -1, 0), ("p11", 0, 0)],  # left, right, above, below
         "p10": [("p00", 0, 0), ("p00", 1, 0), ("p11", 0, -1), ("p11", 0, 0)],  # above, below, left, right
     }
+    near = {
+        "p00": square[:-1],
+        "p11": [("x", 0, 0), ("x", 0, 1), ("x", 1, 0), ("x", 1, 1)],
+        "p01": [("x", -1, 0), ("x", -1, 1), ("x", 0, 0), ("x", 0, 1)],
+        "p10": [("x", 0, -1), ("x", 0, 0), ("x", 1, -1), ("x", 1, 0)],
+    }
     start = 0
     for phase, before in earlier.items():
         if order is None:
             neighbours = square
         elif order == "pixeldcl":
             neighbours = before or square
+        elif order == "near":
+            neighbours = near[phase] + before
         else:
             neighbours = square + before
         stop = start + len(neighbours)

@@ -3,7 +3,9 @@ _base_ = "./unethead_lite0-s8_1xb16-amp-1k_voc12-subset-128x128.py"
 model = dict(
     type="GuidedEncoderDecoder",
     backbone=dict(init_cfg=None),
-    upsample_cfg=dict(type="GuidedPixelDCL", scale_factor=8, separable=True),
+    upsample_cfg=dict(
+        type="GuidedPixelDCL", scale_factor=8, order="ipixeldcl", hidden_channels=32, separable=True
+    ),
     guide_index=[1, 0, "image"],
     guide_channels=[24, 16, 3],
 )

@@ -21,6 +21,7 @@ _ALONE = dict(norm_cfg=None, act_cfg=None)
 LOGITS_VARIANTS: dict[str, dict[str, Any]] = {
     "bilinear": {},
     "guided": dict(type="GuidedPixelDCL", scale_factor=4),
+    "guided 3x3": dict(type="GuidedPixelDCL", scale_factor=4, order="ipixeldcl", hidden_channels=32),
     "guided separable": dict(type="GuidedPixelDCL", scale_factor=4, separable=True),
     "guided without order": dict(type="GuidedPixelDCL", scale_factor=4, order=None),
     "guided with residual": dict(type="GuidedPixelDCL", scale_factor=4, residual=True),

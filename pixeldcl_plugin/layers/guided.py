@@ -7,11 +7,14 @@ at twice its size: a feature of the encoder, or the image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain, repeat
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .arguments import check_choice, check_positive
+from .arguments import check_choice, check_positive, is_int
 from .common import Conv
 from .guided_residual import Hidden, Residual
 from .guided_upsample import GuideChannels, GuidedUpsample
@@ -43,10 +46,12 @@ class GuidedPixelDCL(GuidedUpsample):
         guide_channels: Those of the guide or guides, see
             :class:`~pixeldcl_plugin.layers.guided_upsample.GuidedUpsample`.
         scale_factor: 2, 4 or 8: one, two or three steps.
-        order: 'ipixeldcl', each phase from the input and the earlier phases; 'pixeldcl', the first phase from
-            the input and the others from the earlier phases; None, each phase from the input alone.
+        order: 'near' and 'ipixeldcl', each phase from the input and the earlier phases, with the pixels of
+            the input nearest to it or all 3x3; 'pixeldcl', the first phase from the input and the others
+            from the earlier phases; None, each phase from the input alone.
         groups: Groups of channels with weights of their own; must divide C.
-        hidden_channels: Channels of h, from which the weights are predicted.
+        hidden_channels: Channels of h, from which the weights are predicted: of all steps, or of each from
+            the first on. The last serves the other steps too; a step costs four times the one before it.
         separable: Predict by a depthwise 3x3 and a 1x1 convolution in place of a dense one: it costs less and
             leaves more of the boundaries as bilinear interpolation would.
         residual: Add ``pixel_shuffle(conv3x3(relu(conv3x3(h))))``, which begins at zero, to every step. The
@@ -65,13 +70,21 @@ class GuidedPixelDCL(GuidedUpsample):
         guide_channels: GuideChannels,
         *,
         scale_factor: int = 2,
-        order: str | None = "ipixeldcl",
+        order: str | None = "near",
         groups: int = 1,
-        hidden_channels: int = 32,
+        hidden_channels: int | Sequence[int] = (32, 16),
         separable: bool = False,
         residual: bool = False,
     ) -> None:
-        check_positive(in_channels=in_channels, groups=groups, hidden_channels=hidden_channels)
+        check_positive(in_channels=in_channels, groups=groups)
+        hidden = (hidden_channels,) if is_int(hidden_channels) else hidden_channels
+        if not isinstance(hidden, list | tuple) or not hidden:
+            raise ValueError(
+                f"hidden_channels must be a positive integer or one for each step, got {hidden_channels!r}"
+            )
+        for channels in hidden:
+            check_positive(hidden_channels=channels)
+        widths = chain(hidden, repeat(hidden[-1]))
         check_choice("order", order, ORDERS)
         check_choice("separable", separable, (False, True))
         check_choice("residual", residual, (False, True))
@@ -81,13 +94,11 @@ class GuidedPixelDCL(GuidedUpsample):
             in_channels,
             guide_channels,
             scale_factor,
-            lambda guided_by: _Step(
-                in_channels, guided_by, order, groups, hidden_channels, separable, residual
-            ),
+            lambda guided_by: _Step(in_channels, guided_by, order, groups, next(widths), separable, residual),
         )
         self.order = order
         self.groups = groups
-        self.hidden_channels = hidden_channels
+        self.hidden_channels = tuple(hidden)
         self.separable = separable
         self.residual = residual
 

@@ -6,11 +6,13 @@ neighbours of :mod:`pixeldcl_plugin.layers.neighbours`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -22,9 +24,7 @@ from .same_conv import replicate_pad
 __all__ = ["mean_of_neighbours"]
 
 #: Pixels of small images that are worked on together, on a CPU: what belongs to them is to stay in the cache.
-_CHUNK_PIXELS = 8192
-#: Bytes of windows gathered at a time for the gradient of the weights.
-_CHUNK_BYTES = 2**19
+_CHUNK_PIXELS = 4096
 #: Layouts of maps of up to so many pixels are kept for the next call: 200 bytes a pixel, half a kilobyte in
 #: training.
 _KEPT_PIXELS = 2**14
@@ -41,14 +41,17 @@ def mean_of_neighbours(x: Tensor, logits: Tensor, order: str | None) -> Tensor:
         p01[i, j] = w . (x[3x3], p00[i, j], p00[i, j + 1], p11[i - 1, j], p11[i, j])
         p10[i, j] = w . (x[3x3], p00[i, j], p00[i + 1, j], p11[i, j - 1], p11[i, j])
 
-    In the order 'pixeldcl' the latter three have no ``x[3x3]``; without an order all four have nothing else.
+    In the order 'near' the first has ``x[3x3]`` but for ``x[i + 1, j + 1]``, the latter three the four pixels
+    of ``x`` that they lie amid, ``x[i : i + 2, j : j + 2]``, ``x[i - 1 : i + 1, j : j + 2]`` and
+    ``x[i : i + 2, j - 1 : j + 1]``. In the order 'pixeldcl' they have none of ``x``; without an order all
+    four have nothing else.
 
     Args:
         x: Input, ``(N, C, H, W)``.
         logits: Logits of the weights of p00, p11, p01 and p10, one phase after the other, in the order of
             :func:`~pixeldcl_plugin.layers.neighbours.phase_neighbours`:
-            ``(N, 9 + 13 + 13 + 13, H, W)`` for 'ipixeldcl', ``(N, 9 + 4 + 4 + 4, H, W)`` for 'pixeldcl',
-            ``(N, 4 * 9, H, W)`` for None. Channels share them.
+            ``(N, 4 * 8, H, W)`` for 'near', ``(N, 9 + 13 + 13 + 13, H, W)`` for 'ipixeldcl',
+            ``(N, 9 + 4 + 4 + 4, H, W)`` for 'pixeldcl', ``(N, 4 * 9, H, W)`` for None. Channels share them.
         order: One of :data:`~pixeldcl_plugin.layers.neighbours.ORDERS`.
 
     Returns:
@@ -86,106 +89,97 @@ def _mean_by_tap(x: Tensor, logits: Tensor, order: str | None) -> Tensor:
 class _MeanOfNeighbours(torch.autograd.Function):
     """The pixels as rows of a table, the means as bags of its rows: ``(N, H, W, C)`` -> ``(N, 2H, 2W, C)``.
 
-    ``torch.embedding_bag`` reads each row where it lies and adds up in registers: nothing is gathered or
-    padded, and each phase is written once. Added tap by tap the output would be read and written 9 or 13
-    times; the windows that a matrix product takes are 9 times the input.
+    ``torch.embedding_bag`` reads each row where it lies and adds up in registers, and so does
+    ``torch.sparse.sampled_addmm``, which multiplies the rows for the gradient of the weights: nothing is
+    padded, nor gathered into windows, which would be 9 times the input. Added tap by tap the output would be
+    read and written for each of 8 to 13 neighbours.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, logits: Tensor, order: str | None) -> Tensor:
         n, h, w, c = x.shape
         out = x.new_empty(n, 2 * h, 2 * w, c)
+        kept = []
+        tables = _tables(x, 1)
         for images, layout in _chunks(x, order):
-            table = x.new_empty(layout.maps, layout.pixels, c)
-            _write(x[images], table[0])
+            table = tables[0, : 5 * layout.pixels].view(5, -1, c)
+            table[0] = x[images].reshape(-1, c)
             made = 1
             for stage, stage_logits in zip(layout.stages, layout.split(logits[images]), strict=True):
-                bags = _bags(stage_logits.softmax(2))
-                for phase in stage.sums(table[:made].flatten(0, 1), bags).split(layout.pixels):
-                    _write(phase, _phase(out[images], made - 1))
-                    if made < layout.maps:
-                        table[made] = phase
-                    made += 1
+                # Each row that is made gets its weights: rows x taps, flat.
+                kept.append(stage_logits.softmax(2).permute(1, 0, 3, 2).flatten())
+                sums = stage.sums(table[:made].flatten(0, 1), kept[-1])
+                table[made : made + stage.phases] = sums.view(stage.phases, layout.pixels, c)
+                made += stage.phases
+            torch.index_select(table.flatten(0, 1), 0, layout.places, out=out[images].view(-1, c))
         ctx.order = order
-        ctx.save_for_backward(x, logits, out)
+        ctx.channels_last = logits.is_contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(x, out, *kept)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, logits, out = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        x, out, *kept = ctx.saved_tensors
+        n, h, w, c = x.shape
         grad = grad.contiguous()
-        grad_x, grad_logits = x.new_empty(x.shape), logits.new_empty(logits.shape)
-        for images, layout in _chunks(x, ctx.order):
+        grad_x = x.new_empty(x.shape) if ctx.needs_input_grad[0] else None
+        memory_format = torch.channels_last if ctx.channels_last else torch.contiguous_format
+        taps = sum(map(len, phase_neighbours(ctx.order)))
+        grad_logits = torch.empty(n, taps, h, w, dtype=x.dtype, memory_format=memory_format)
+        tables = _tables(x, 2)
+        for number, (images, layout) in enumerate(_chunks(x, ctx.order)):
             # The maps that are read; the gradients of the input and of all phases.
-            table = x.new_empty(layout.maps, layout.pixels, x.size(3))
-            grads = x.new_empty(1 + len(PHASE_OFFSETS), layout.pixels, x.size(3))
-            _write(x[images], table[0])
-            grads[0] = 0
-            for number in range(len(PHASE_OFFSETS)):
-                _write(_phase(grad[images], number), grads[1 + number])
-                if 1 + number < layout.maps:
-                    _write(_phase(out[images], number), table[1 + number])
-            weights = [stage_logits.softmax(2) for stage_logits in layout.split(logits[images])]
-            last = len(grads)
-            # From the end: the last phases are read by none, their gradients are complete.
-            for stage, stage_weights in reversed([*zip(layout.stages, weights, strict=True)]):
-                first = last - stage.phases
-                known = grads[:first].flatten(0, 1)
-                known += stage.transposed_sums(grads[first:last].flatten(0, 1), _bags(stage_weights))
-                last = first
-            _write(grads[0], grad_x[images])
-            products = layout.split(_products(table, grads[1:], layout))
+            table, grads = tables[:, : 5 * layout.pixels]
+            table[: layout.pixels] = x[images].reshape(-1, c)
+            layout.phases(out[images], table[layout.pixels : layout.maps * layout.pixels])
+            grads[: layout.pixels] = 0
+            layout.phases(grad[images], grads[layout.pixels :])
+            stages = layout.stages
+            weights = kept[number * len(stages) : (number + 1) * len(stages)]
             targets = layout.split(grad_logits[images])
-            for product, weight, target in zip(products, weights, targets, strict=True):
-                product *= weight
-                torch.sub(product, weight * product.sum(2, keepdim=True), out=target)
+            # From the end: the last phases are read by none, their gradients are complete.
+            for stage, bags, target in reversed([*zip(stages, weights, targets, strict=True)]):
+                rows = slice(stage.known, stage.known + stage.phases * layout.pixels)
+                of_weights = stage.products(grads[rows], table[: stage.known])
+                of_logits = _of_logits(of_weights.view(-1, stage.taps), bags.view(-1, stage.taps))
+                shape = stage.phases, layout.images, -1, stage.taps
+                target.copy_(of_logits.view(shape).permute(1, 0, 3, 2))
+                if grad_x is not None or stage.known > layout.pixels:
+                    grads[: stage.known] += stage.transposed_sums(grads[rows], bags)
+            if grad_x is not None:
+                grad_x[images] = grads[: layout.pixels].view(-1, h, w, c)
         return grad_x, grad_logits, None
 
 
-def _products(table: Tensor, grads: Tensor, layout: _Layout) -> Tensor:
-    """Multiply every pixel of the phases with each of its neighbours: ``(images, T, pixels of one)``.
+def _of_logits(grads: Tensor, weights: Tensor) -> Tensor:
+    """Go back through a softmax over the last dimension, ``(rows, taps)``.
 
-    One small matrix product for each pixel of the input: (4 phases, C) x (C, neighbours of any phase).
+    A matrix of ones sums, and writes the sum to every tap: less than half the time of a sum and a broadcast
+    over so few.
     """
-    rows, windows = table.flatten(0, 1), layout.windows
-    step = max(_CHUNK_BYTES // (windows.size(1) * rows.size(1) * rows.element_size()), 1)
-    products = grads.new_empty(layout.pixels, len(grads), windows.size(1))
-    for start in range(0, layout.pixels, step):
-        chunk = slice(start, start + step)
-        window = rows.index_select(0, windows[chunk].flatten()).view(-1, windows.size(1), rows.size(1))
-        torch.bmm(grads[:, chunk].transpose(0, 1), window.transpose(1, 2), out=products[chunk])
-    by_image = products.view(layout.images, layout.pixels // layout.images, -1).transpose(1, 2).contiguous()
-    return by_image.index_select(1, layout.window_taps)
+    ones = weights.new_ones(weights.size(1), weights.size(1))
+    return torch.addmm(grads, grads * weights, ones, alpha=-1).mul_(weights)
 
 
-def _bags(weights: Tensor) -> Tensor:
-    """Give each row that is made its weights: ``(images, phases, taps, h * w)`` -> rows x taps, flat."""
-    return weights.permute(1, 0, 3, 2).flatten()
+def _images_at_once(h: int, w: int) -> int:
+    return max(_CHUNK_PIXELS // (h * w), 1)
+
+
+def _tables(x: Tensor, count: int) -> Tensor:
+    """Return memory for tables of the input and four phases, large enough for every chunk."""
+    n, h, w, c = x.shape
+    return x.new_empty(count, 5 * min(_images_at_once(h, w), n) * h * w, c)
 
 
 def _chunks(x: Tensor, order: str | None) -> Iterator[tuple[slice, _Layout]]:
     """Yield slices of images that are worked on together, with their layout."""
     n, h, w, _ = x.shape
-    step = max(_CHUNK_PIXELS // (h * w), 1)
+    step = _images_at_once(h, w)
     for start in range(0, n, step):
         images = min(step, n - start)
         layout = _kept_layout if images * h * w <= _KEPT_PIXELS else _Layout
         yield slice(start, start + images), layout(images, h, w, order)
-
-
-def _write(pixels: Tensor, target: Tensor) -> None:
-    """Copy pixels in one shape, rows or a map, to another."""
-    if target.is_contiguous():
-        target.view(pixels.shape).copy_(pixels)
-    else:
-        target.copy_(pixels.view(target.shape))
-
-
-def _phase(out: Tensor, number: int) -> Tensor:
-    """View a phase of the output, ``(n, H, W, C)``."""
-    row, column = PHASE_OFFSETS[number]
-    return out[:, row::2, column::2]
 
 
 class _Layout:
@@ -207,15 +201,11 @@ class _Layout:
             index = torch.cat([torch.stack([rows[neighbour] for neighbour in phase], 1) for phase in stage])
             self.stages.append(_Stage(index, len(stage), (1 + made) * self.pixels))
             made += len(stage)
-        #: The distinct neighbours of each pixel of the input, (pixels, d); and for each weight its place
-        #: among the products of four phases with d neighbours.
-        self.windows = torch.stack(list(rows.values()), 1)
-        places = [
-            number * len(distinct) + distinct.index(neighbour)
-            for number, phase in enumerate(phases)
-            for neighbour in phase
-        ]
-        self.window_taps = torch.tensor(places)
+        # Row of the table for each pixel of the output; row of the output for each pixel of each phase.
+        self.places = torch.empty(4 * self.pixels, dtype=torch.int32)
+        self._apart = torch.arange(4 * self.pixels, dtype=torch.int32).view(images, 2 * h, 2 * w)
+        self._apart = torch.cat([self._apart[:, a::2, b::2].flatten() for a, b in PHASE_OFFSETS])
+        self.places[self._apart.long()] = torch.arange(self.pixels, 5 * self.pixels, dtype=torch.int32)
 
     def _rows(self, neighbour: Neighbour, h: int, w: int) -> Tensor:
         source, dy, dx = neighbour
@@ -223,6 +213,10 @@ class _Layout:
         column = (torch.arange(w, dtype=torch.int32) + dx).clamp(0, w - 1)
         image = torch.arange(source * self.images, (source + 1) * self.images, dtype=torch.int32)
         return ((image[:, None, None] * h + row[:, None]) * w + column).flatten()
+
+    def phases(self, maps: Tensor, target: Tensor) -> None:
+        """Write phases of ``(images, 2H, 2W, C)``, in their order, into rows of a table."""
+        torch.index_select(maps.view(-1, maps.size(3)), 0, self._apart[: len(target)], out=target)
 
     def split(self, logits: Tensor) -> list[Tensor]:
         """Split ``(images, T, ...)`` by stage, into views ``(images, phases, taps, h * w)``."""
@@ -239,10 +233,10 @@ class _Stage:
 
     def __init__(self, index: Tensor, phases: int, known: int) -> None:
         self.phases = phases
-        self._index = index.flatten()
         self.taps = index.size(1)
-        self._known = known  # rows of the table so far
-        self._offsets = torch.arange(0, index.numel(), self.taps, dtype=index.dtype)
+        self.known = known  #: rows of the table before the stage
+        self._index = index.flatten()
+        self._offsets = torch.arange(0, index.numel() + 1, self.taps, dtype=index.dtype)
 
     def sums(self, table: Tensor, bags: Tensor) -> Tensor:
         """Sum rows of the table, weighted by ``bags``, which holds as many weights as the index."""
@@ -253,19 +247,37 @@ class _Stage:
         reads, readers, offsets = self._readers
         return _embedding_bag(grads, readers, offsets, bags.index_select(0, reads))
 
+    def products(self, grads: Tensor, table: Tensor) -> Tensor:
+        """Multiply each row that was made with the rows that it read: rows x taps, flat."""
+        _warn_of_csr()
+        # torch refuses more products than pairs of rows, as there are on maps of less than taps pixels.
+        table = F.pad(table, (0, 0, 0, max(self.taps - len(table), 0)))
+        zeros = table.new_zeros(self._index.shape)
+        shape = len(grads), len(table)
+        pattern = torch.sparse_csr_tensor(self._offsets, self._index, zeros, shape, check_invariants=False)
+        return torch.sparse.sampled_addmm(pattern, grads, table.t(), beta=0.0).values()
+
     @cached_property
     def _readers(self) -> tuple[Tensor, Tensor, Tensor]:
         """Sort the places of the index by the row read: the places, the rows made there, each row's start."""
         reads = self._index.argsort(stable=True)
-        counts = torch.bincount(self._index, minlength=self._known)
-        offsets = counts.cumsum(0) - counts
+        counts = torch.bincount(self._index, minlength=self.known)
         dtype = self._index.dtype
-        return reads.to(dtype), (reads // self.taps).to(dtype), offsets.to(dtype)
+        offsets = F.pad(counts.cumsum(0), (1, 0)).to(dtype)
+        return reads.to(dtype), (reads // self.taps).to(dtype), offsets
 
 
 def _embedding_bag(table: Tensor, index: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    # What F.embedding_bag(mode='sum') calls, without its making of offsets.
-    return torch.embedding_bag(table, index, offsets, False, 0, False, weights, False, None)[0]
+    # What F.embedding_bag(mode='sum', include_last_offset=True) calls, without its checks.
+    return torch.embedding_bag(table, index, offsets, False, 0, False, weights, True, None)[0]
+
+
+@lru_cache(maxsize=1)
+def _warn_of_csr() -> None:
+    """Let torch warn that its sparse tensors are in beta, which it does once, where nobody hears it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor(torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), [])
 
 
 _kept_layout = lru_cache(maxsize=16)(_Layout)

@@ -22,6 +22,7 @@ from pixeldcl_plugin.layers.neighbours import ORDERS, phase_neighbours
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
+    "ipixeldcl": dict(order="ipixeldcl"),
     "pixeldcl": dict(order="pixeldcl"),
     "none": dict(order=None),
     "separable": dict(separable=True),
@@ -29,7 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "residual": dict(residual=True),
     "x4": dict(scale_factor=4, guide_channels=(3, 2)),
     "x4_one_guide": dict(scale_factor=4, order="pixeldcl"),
-    "x8": dict(scale_factor=8, order=None, groups=2, residual=True),
+    "x8": dict(scale_factor=8, order=None, groups=2, residual=True, hidden_channels=(5, 3)),
 }
 each_option = pytest.mark.parametrize("name", OPTIONS)
 # What a compiler sees grows with the neighbours and the steps, and takes it as long: these show every branch.
@@ -107,6 +108,9 @@ def test_means_equal_literal_reference(
         out = call(x, logits, order)
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
         torch.testing.assert_close(grads_of(out, [x, logits]), grads, rtol=0, atol=1e-10)
+    # Of a frozen model's map there is none.
+    (alone,) = grads_of(mean_of_neighbours(x.detach(), logits, order), [logits])
+    torch.testing.assert_close(alone, grads[1], rtol=0, atol=1e-10)
 
 
 @each_option
@@ -131,13 +135,10 @@ def test_layer_equals_literal_reference(name: str, training: bool, size: tuple[i
 
 
 @each_order
-@pytest.mark.parametrize("limits", [(1, 1), (24, 2**12), (10**6, 10**9)], ids=str)
-def test_chunks_do_not_show(
-    order: str | None, limits: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(neighbour_means, "_CHUNK_PIXELS", limits[0])
-    monkeypatch.setattr(neighbour_means, "_CHUNK_BYTES", limits[1])
-    monkeypatch.setattr(neighbour_means, "_KEPT_PIXELS", limits[0])
+@pytest.mark.parametrize("pixels", [1, 24, 10**6])
+def test_chunks_do_not_show(order: str | None, pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbour_means, "_CHUNK_PIXELS", pixels)
+    monkeypatch.setattr(neighbour_means, "_KEPT_PIXELS", pixels)
     taps = sum(map(len, phase_neighbours(order)))
     x = torch.randn(5, 3, 4, 3, dtype=torch.double, requires_grad=True)
     logits = torch.randn(5, taps, 4, 3, dtype=torch.double, requires_grad=True)
@@ -149,7 +150,9 @@ def test_chunks_do_not_show(
 # --- promises ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, dict(order=None), dict(groups=2), dict(residual=True)], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, dict(order="ipixeldcl"), dict(order=None), dict(groups=2), dict(residual=True)], ids=str
+)
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 7)])
 @pytest.mark.parametrize("training", [True, False])
 def test_untrained_is_bilinear_interpolation(
@@ -292,10 +295,13 @@ def test_a_guide_of_another_size_is_resized(size: tuple[int, int]) -> None:
         (dict(scale_factor=3), r"scale_factor .*\(2, 4, 8\), got 3"),
         (dict(scale_factor=16), r"scale_factor .*\(2, 4, 8\), got 16"),
         (dict(scale_factor=2.0), r"scale_factor .*\(2, 4, 8\), got 2\.0"),
-        (dict(order="fig5"), r"order .*'ipixeldcl', 'pixeldcl', None.*, got 'fig5'"),
+        (dict(order="fig5"), r"order .*'near', 'ipixeldcl', 'pixeldcl', None.*, got 'fig5'"),
         (dict(groups=3), "groups must divide in_channels, got 3 with in_channels=4"),
         (dict(groups=0), "groups .* positive integer, got 0"),
         (dict(hidden_channels=-1), "hidden_channels .* positive integer, got -1"),
+        (dict(hidden_channels=(8, 0)), "hidden_channels .* positive integer, got 0"),
+        (dict(hidden_channels=()), r"hidden_channels .* positive integer or one for each step, got \(\)"),
+        (dict(hidden_channels=8.0), r"hidden_channels .* for each step, got 8\.0"),
         (dict(separable=0), r"separable .*\(False, True\), got 0"),
         (dict(residual=1), r"residual .*\(False, True\), got 1"),
     ],
@@ -328,7 +334,7 @@ def test_options_are_keywords_only() -> None:
 
 
 def test_shows_its_arguments() -> None:
-    for part in ("4, (3, 2)", "scale_factor=4", "order='ipixeldcl'", "groups=1", "residual=False"):
+    for part in ("4, (3, 2)", "scale_factor=4", "order='near'", "groups=1", "residual=False"):
         assert part in repr(make("x4"))
 
 
