@@ -1,4 +1,4 @@
-"""Time the upsamplers against each other: layers, whole U-Nets, of volumes, on the logits of whole models.
+"""Time the upsamplers against each other: layers, whole U-Nets, of volumes, on logits; and retrofits.
 
 All variants of a case are measured in turn in one run, so that their ratios hold while the machine drifts:
 
@@ -6,6 +6,7 @@ All variants of a case are measured in turn in one run, so that their ratios hol
     python tools/benchmark.py model --threads 2 --shapes 32,4,256,256
     python tools/benchmark.py volume --threads 1
     python tools/benchmark.py logits --threads 1 --processor-time --memory-formats channels_last
+    python tools/benchmark.py retrofit --threads 1 --processor-time --memory-formats channels_last
     python tools/benchmark.py check docs/benchmarks/*.csv
 
 A file holds the runs of one topic, those of several machines too. `check` compares what files hold to the
@@ -49,7 +50,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         type=_shape,
         help="layer: batch,in_channels,out_channels,height,width; model: base_channels,batch,height,width;\n"
-        "volume: batch,in_channels,out_channels,depth,height,width; logits: batch,height,width",
+        "volume: batch,in_channels,out_channels,depth,height,width; logits, retrofit: batch,height,width",
     )
     parser.add_argument("--variants", nargs="+", metavar="VARIANT")
     parser.add_argument("--directions", nargs="+", choices=["forward", "backward"])

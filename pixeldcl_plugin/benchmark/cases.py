@@ -1,4 +1,4 @@
-"""What is timed: upsamplers, as layers, in whole U-Nets, of volumes and on logits, by name."""
+"""What is timed: upsamplers, as layers, in whole U-Nets, of volumes and on logits, and retrofits, by name."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..layers.pixel_dcl import PixelDCL
 from ..models.upsamplers import LearnedUpsample
 from ..registry import register
 from .logits import LOGITS_SHAPES, LOGITS_VARIANTS, logits_case
+from .retrofit import RETROFIT_SHAPES, RETROFIT_VARIANTS, retrofit_case
 
 __all__ = ["KINDS", "VARIANTS", "Kind", "LiteralPixelDCL", "layer_case", "model_case"]
 
@@ -127,4 +128,5 @@ KINDS = {
     "model": Kind(model_case, MODEL_SHAPES, VARIANTS),
     "volume": Kind(layer_case, VOLUME_SHAPES, VOLUME_VARIANTS),
     "logits": Kind(logits_case, LOGITS_SHAPES, LOGITS_VARIANTS),
+    "retrofit": Kind(retrofit_case, RETROFIT_SHAPES, RETROFIT_VARIANTS),
 }

@@ -11,7 +11,7 @@ from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-__all__ = ["LOGITS_SHAPES", "LOGITS_VARIANTS", "logits_case"]
+__all__ = ["LOGITS_SHAPES", "LOGITS_VARIANTS", "logits_case", "logits_model"]
 
 #: (batch, height, width): a picture, and a batch of training of ``configs/voc12_subset``.
 LOGITS_SHAPES = ((1, 128, 160), (16, 128, 128))
@@ -34,27 +34,28 @@ LOGITS_VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 _CLASSES = 21
-_MODEL = dict(
-    type="EncoderDecoder",
-    backbone=dict(
-        type="FrozenTIMMBackbone",
-        model_name="tf_efficientnet_lite0",
-        features_only=True,
-        pretrained=False,
-    ),
-    decode_head=dict(
-        type="UNetHead",
-        in_channels=[40, 112, 320],
-        in_index=[2, 3, 4],
-        decoder_channels=[256, 128],
-        upsample_cfg=dict(type="InterpConv"),
-        num_convs=1,
-        skip_norm_cfg=dict(type="BN"),
-        num_classes=_CLASSES,
-        align_corners=False,
-    ),
-    test_cfg=dict(mode="whole"),
-)
+
+
+def logits_model(backbone: str) -> dict[str, Any]:
+    """Return the model's config of ``configs/voc12_subset/unethead_lite0-s8*``, with a type of backbone."""
+    return dict(
+        type="EncoderDecoder",
+        backbone=dict(
+            type=backbone, model_name="tf_efficientnet_lite0", features_only=True, pretrained=False
+        ),
+        decode_head=dict(
+            type="UNetHead",
+            in_channels=[40, 112, 320],
+            in_index=[2, 3, 4],
+            decoder_channels=[256, 128],
+            upsample_cfg=dict(type="InterpConv"),
+            num_convs=1,
+            skip_norm_cfg=dict(type="BN"),
+            num_classes=_CLASSES,
+            align_corners=False,
+        ),
+        test_cfg=dict(mode="whole"),
+    )
 
 
 def logits_case(cfg: dict[str, Any], shape: tuple[int, ...]) -> tuple[nn.Module, Tensor]:
@@ -66,7 +67,7 @@ def logits_case(cfg: dict[str, Any], shape: tuple[int, ...]) -> tuple[nn.Module,
     init_default_scope("mmseg")
     guided = "scale_factor" in cfg
     options = dict(type="GuidedEncoderDecoder", upsample_cfg=dict(cfg), guide_index=[1, 0]) if guided else {}
-    model = MODELS.build({**_MODEL, **options})
+    model = MODELS.build({**logits_model("FrozenTIMMBackbone"), **options})
     twice: nn.Module = nn.Identity()
     if cfg and not guided:
         layers = [build_upsample_layer(dict(cfg), in_channels=_CLASSES, out_channels=_CLASSES) for _ in "ab"]

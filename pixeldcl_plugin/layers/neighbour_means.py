@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -64,7 +65,8 @@ def mean_of_neighbours(x: Tensor, logits: Tensor, order: str | None) -> Tensor:
         terms = x.to(dtype), logits.to(dtype)
         if x.device.type != "cpu" or being_traced():
             return _mean_by_tap(*terms, order).to(x.dtype)
-        out = _MeanOfNeighbours.apply(terms[0].permute(0, 2, 3, 1), terms[1], order)
+        means = _MeanOfNeighbours.apply if torch.is_grad_enabled() else lambda *terms: _means(*terms)[0]
+        out = means(terms[0].permute(0, 2, 3, 1), terms[1], order)
         return out.permute(0, 3, 1, 2).to(x.dtype)
 
 
@@ -97,24 +99,10 @@ class _MeanOfNeighbours(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, logits: Tensor, order: str | None) -> Tensor:
-        n, h, w, c = x.shape
-        out = x.new_empty(n, 2 * h, 2 * w, c)
-        kept = []
-        tables = _tables(x, 1)
-        for images, layout in _chunks(x, order):
-            table = tables[0, : 5 * layout.pixels].view(5, -1, c)
-            table[0] = x[images].reshape(-1, c)
-            made = 1
-            for stage, stage_logits in zip(layout.stages, layout.split(logits[images]), strict=True):
-                # Each row that is made gets its weights: rows x taps, flat.
-                kept.append(stage_logits.softmax(2).permute(1, 0, 3, 2).flatten())
-                sums = stage.sums(table[:made].flatten(0, 1), kept[-1])
-                table[made : made + stage.phases] = sums.view(stage.phases, layout.pixels, c)
-                made += stage.phases
-            torch.index_select(table.flatten(0, 1), 0, layout.places, out=out[images].view(-1, c))
+        out, weights = _means(x, logits, order)
         ctx.order = order
         ctx.channels_last = logits.is_contiguous(memory_format=torch.channels_last)
-        ctx.save_for_backward(x, out, *kept)
+        ctx.save_for_backward(x, out, *weights)
         return out
 
     @staticmethod
@@ -140,16 +128,31 @@ class _MeanOfNeighbours(torch.autograd.Function):
             targets = layout.split(grad_logits[images])
             # From the end: the last phases are read by none, their gradients are complete.
             for stage, bags, target in reversed([*zip(stages, weights, targets, strict=True)]):
-                rows = slice(stage.known, stage.known + stage.phases * layout.pixels)
-                of_weights = stage.products(grads[rows], table[: stage.known])
+                of_weights = stage.products(grads[stage.made], table[: stage.known])
                 of_logits = _of_logits(of_weights.view(-1, stage.taps), bags.view(-1, stage.taps))
                 shape = stage.phases, layout.images, -1, stage.taps
                 target.copy_(of_logits.view(shape).permute(1, 0, 3, 2))
                 if grad_x is not None or stage.known > layout.pixels:
-                    grads[: stage.known] += stage.transposed_sums(grads[rows], bags)
+                    grads[: stage.known] += stage.transposed_sums(grads[stage.made], bags)
             if grad_x is not None:
                 grad_x[images] = grads[: layout.pixels].view(-1, h, w, c)
         return grad_x, grad_logits, None
+
+
+def _means(x: Tensor, logits: Tensor, order: str | None) -> tuple[Tensor, list[Tensor]]:
+    """Return the means, and the weights of each stage of each chunk."""
+    n, h, w, c = x.shape
+    out = x.new_empty(n, 2 * h, 2 * w, c)
+    weights = []
+    tables = _tables(x, 1)
+    for images, layout in _chunks(x, order):
+        table = tables[0, : 5 * layout.pixels]
+        table[: layout.pixels] = x[images].reshape(-1, c)
+        for stage, bags in zip(layout.stages, layout.bags(logits[images]), strict=True):
+            weights.append(bags)
+            table[stage.made] = stage.sums(table[: stage.known], bags)
+        torch.index_select(table, 0, layout.places, out=out[images].view(-1, c))
+    return out, weights
 
 
 def _of_logits(grads: Tensor, weights: Tensor) -> Tensor:
@@ -201,6 +204,10 @@ class _Layout:
             index = torch.cat([torch.stack([rows[neighbour] for neighbour in phase], 1) for phase in stage])
             self.stages.append(_Stage(index, len(stage), (1 + made) * self.pixels))
             made += len(stage)
+        # Stages of as many taps are worked on together: on small maps what counts is the number of calls.
+        runs = [(taps, [*stages]) for taps, stages in groupby(self.stages, lambda stage: stage.taps)]
+        self._runs = [(taps, [stage.rows * taps for stage in run]) for taps, run in runs]
+        self._widths = [sum(sizes) // self.pixels for _, sizes in self._runs]
         # Row of the table for each pixel of the output; row of the output for each pixel of each phase.
         self.places = torch.empty(4 * self.pixels, dtype=torch.int32)
         self._apart = torch.arange(4 * self.pixels, dtype=torch.int32).view(images, 2 * h, 2 * w)
@@ -218,6 +225,15 @@ class _Layout:
         """Write phases of ``(images, 2H, 2W, C)``, in their order, into rows of a table."""
         torch.index_select(maps.view(-1, maps.size(3)), 0, self._apart[: len(target)], out=target)
 
+    def bags(self, logits: Tensor) -> list[Tensor]:
+        """Make the weights of each stage from ``(images, T, ...)``: rows that it makes x taps, flat."""
+        logits = logits.reshape(self.images, logits.size(1), -1)
+        bags: list[Tensor] = []
+        for part, (taps, sizes) in zip(logits.split(self._widths, 1), self._runs, strict=True):
+            weights = part.unflatten(1, (-1, taps)).softmax(2).permute(1, 0, 3, 2).flatten()
+            bags.extend(weights.split(sizes))
+        return bags
+
     def split(self, logits: Tensor) -> list[Tensor]:
         """Split ``(images, T, ...)`` by stage, into views ``(images, phases, taps, h * w)``."""
         logits = logits.reshape(self.images, logits.size(1), -1)
@@ -233,8 +249,9 @@ class _Stage:
 
     def __init__(self, index: Tensor, phases: int, known: int) -> None:
         self.phases = phases
-        self.taps = index.size(1)
+        self.rows, self.taps = index.shape
         self.known = known  #: rows of the table before the stage
+        self.made = slice(known, known + self.rows)
         self._index = index.flatten()
         self._offsets = torch.arange(0, index.numel() + 1, self.taps, dtype=index.dtype)
 

@@ -112,6 +112,23 @@ def test_upsamplers_on_logits_can_be_measured() -> None:
     assert module.eval()(image).shape == (2, 21, 64, 96)
 
 
+def test_retrofits_can_be_measured() -> None:
+    """Of the same weights: only those named learn, and what is kept gives what is computed anew."""
+    kind = cases.KINDS["retrofit"]
+    trained, outs = {}, {}
+    for name, cfg in kind.variants.items():
+        torch.manual_seed(0)
+        module, image = kind.build(cfg, (2, 64, 64))
+        trained[name] = {n for n, p in module.named_parameters() if p.requires_grad}
+        module.train(cfg["trained"] != "upsampler")
+        outs[name] = [module(image) for _ in range(2)]
+    assert all(".guided." in name for name in trained["retrofit"])
+    assert trained["retrofit"] == trained["retrofit from kept features"]
+    assert trained["retrofit"] < trained["all but the encoder"] < trained["whole model"]
+    for out in outs["retrofit from kept features"]:
+        torch.testing.assert_close(out, outs["retrofit"][0])
+
+
 def test_command_writes_once(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools/benchmark.py"), "layer", "--shapes", "1,4,4,8,8"]
     command += ["--variants", "deconv k4", "pixeldcl", "--rounds", "2", "--threads", "1"]
