@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import build_upsample_layer
 from mmengine.registry import init_default_scope
 from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from torch import Tensor, nn
+
+from ..layers import GuidedPixelDCL
+from ..layers.guided_upsample import GuideChannels, GuidedUpsample
 
 __all__ = ["LOGITS_SHAPES", "LOGITS_VARIANTS", "logits_case", "logits_model"]
 
@@ -17,6 +21,32 @@ __all__ = ["LOGITS_SHAPES", "LOGITS_VARIANTS", "logits_case", "logits_model"]
 LOGITS_SHAPES = ((1, 128, 160), (16, 128, 128))
 
 _ALONE = dict(norm_cfg=None, act_cfg=None)
+
+
+class ConvolutionsAlone(GuidedUpsample):
+    """What GuidedPixelDCL cannot do without: its convolutions, and one pass that writes the output.
+
+    No norm, no weights, no means: the least time that the layer could take, and no upsampler to use.
+    """
+
+    def __init__(self, in_channels: int, guide_channels: GuideChannels, *, scale_factor: int = 2) -> None:
+        layer = GuidedPixelDCL(in_channels, guide_channels, scale_factor=scale_factor)
+        steps = iter(layer.steps)
+        super().__init__(in_channels, guide_channels, scale_factor, lambda _: _Convolutions(next(steps)))
+
+
+class _Convolutions(nn.Module):
+    def __init__(self, step: Any) -> None:
+        super().__init__()
+        self.hidden = step.hidden
+        self.predict = step.predict
+
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+        of_guide = F.conv2d(guide, self.hidden.reduce_guide, stride=2)
+        logits = self.predict(F.relu(self.hidden.reduce(x) + of_guide))
+        return F.interpolate(x, scale_factor=2.0) + logits.mean()  # so that their gradient is computed
+
+
 #: What enlarges the logits by 4; the rest of the way they are resized. The first is nothing but that.
 LOGITS_VARIANTS: dict[str, dict[str, Any]] = {
     "bilinear": {},
@@ -26,6 +56,7 @@ LOGITS_VARIANTS: dict[str, dict[str, Any]] = {
     "guided without order": dict(type="GuidedPixelDCL", scale_factor=4, order=None),
     "guided with residual": dict(type="GuidedPixelDCL", scale_factor=4, residual=True),
     "residual alone": dict(type="GuidedResidual", scale_factor=4),
+    "guided, convolutions alone": dict(type=ConvolutionsAlone, scale_factor=4),
     "carafe": dict(type="TorchCARAFE", **_ALONE),
     "dysample": dict(type="DySample", groups=1, **_ALONE),
     "sapa": dict(type="SAPA", scale_factor=4),
