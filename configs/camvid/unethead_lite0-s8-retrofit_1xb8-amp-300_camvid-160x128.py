@@ -3,9 +3,7 @@ _base_ = "./unethead_lite0-s8_1xb8-amp-1k_camvid-160x128.py"
 model = dict(
     type="GuidedEncoderDecoder",
     backbone=dict(init_cfg=None),
-    upsample_cfg=dict(
-        type="GuidedPixelDCL", scale_factor=8, order="ipixeldcl", hidden_channels=32, separable=True
-    ),
-    guide_index=[1, 0, "image"],
-    guide_channels=[24, 16, 3],
+    upsample_cfg=dict(type="GuidedPixelDCL", scale_factor=4, residual=True),
+    guide_index=[1, 0],
+    guide_channels=[24, 16],
 )
