@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from .interleave import PHASE_OFFSETS, PHASE_OFFSETS_3D, add_up, interleave, interleave_sums
+from .channelwise import in_two_calls, last_phases, suits_last_phases, suits_two_calls
+from .interleave import PHASE_OFFSETS, PHASE_OFFSETS_3D, Cut, add_up, interleave, interleave_sums
 from .same_conv import same_conv
 
 __all__ = [
@@ -93,8 +94,13 @@ def pixel_dcl(
     """
     p00 = _first_map(x, weight_p00, padding_mode)
     source00 = inner_act(p00) if inner_act else p00
+    if suits_two_calls(p00, weight_h):
+        return in_two_calls(p00, source00, weight_p11, weight_h, weight_v, padding_mode, inner_act)
     p11 = same_conv(source00, weight_p11, padding_mode, groups)
-    sources: dict[Offset, Tensor] = {(0, 0): source00, (1, 1): inner_act(p11) if inner_act else p11}
+    source11 = inner_act(p11) if inner_act else p11
+    if suits_last_phases(p00, weight_h, padding_mode):
+        return interleave(p00, p11, *last_phases(source00, source11, weight_h, weight_v))
+    sources: dict[Offset, Tensor] = {(0, 0): source00, (1, 1): source11}
     taps: dict[Offset, Tensor] = {(0, 1): weight_h, (1, 0): weight_v}
     sums = [_from_live_taps(sources, offset, taps, padding_mode, groups) for offset in PHASE_OFFSETS[2:]]
     return interleave_sums((p00,), (p11,), *sums)
@@ -142,7 +148,8 @@ def pixel_dcl_3d(
 
     taps = dict(zip(FACE_PARITIES, face_taps, strict=True))
     sources = {corner: source000, centre: source111}
-    made = [add_up(_from_live_taps(sources, face, taps, padding_mode, groups)) for face in faces]
+    received = [_from_live_taps(sources, face, taps, padding_mode, groups) for face in faces]
+    made = [add_up([cut.view() for cut in cuts]) for cuts in received]
 
     taps = dict(zip(EDGE_PARITIES, edge_taps, strict=True))
     sources = dict(zip(faces, map(inner_act, made) if inner_act else made, strict=True))
@@ -240,7 +247,7 @@ def _from_live_taps(
     taps: Mapping[Offset, Tensor],
     padding_mode: str,
     groups: int,
-) -> list[Tensor]:
+) -> list[Cut]:
     """Return what a phase receives from others through a masked kernel, whose live taps are by parities.
 
     An even number of taps has no centre: padded equally on both sides it gives one row too many along its
@@ -251,8 +258,8 @@ def _from_live_taps(
         parities = tuple(a ^ b for a, b in zip(offset, made, strict=True))
         result = same_conv(source, taps[parities], padding_mode, groups)
         after = zip(made, parities, strict=True)
-        windows = [(slice(1, None) if at else slice(-1)) if odd else slice(None) for at, odd in after]
-        received.append(result[(..., *windows)])
+        windows = tuple((slice(1, None) if at else slice(-1)) if odd else slice(None) for at, odd in after)
+        received.append(Cut(result, windows))
     return received
 
 

@@ -7,14 +7,16 @@ eight phases of a volume is that of the authors' code.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
     "PHASE_OFFSETS",
     "PHASE_OFFSETS_3D",
+    "Cut",
     "add_up",
     "being_traced",
     "empty_upsampled",
@@ -85,12 +87,32 @@ def empty_upsampled(x: Tensor) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
-def interleave_sums(*phases: Sequence[Tensor]) -> Tensor:
-    """Interleave four or eight phases in their order, each given as the addends of a sum."""
+Windows = tuple[slice, ...]
+
+
+class Cut(NamedTuple):
+    """A map that is larger than a phase, and for each axis after the channels what of it belongs there."""
+
+    whole: Tensor
+    windows: Windows
+
+    def view(self) -> Tensor:
+        """Return the part that belongs to the phase."""
+        index: tuple[Any, ...] = (..., *self.windows)
+        return self.whole[index] if self.windows else self.whole
+
+
+def interleave_sums(*phases: Sequence[Tensor | Cut]) -> Tensor:
+    """Interleave four or eight phases in their order, each given as the addends of a sum.
+
+    The first phase is one map, and whole.
+    """
     if being_traced():  # a compiler fuses this by itself, and cannot see through out=
-        return _stack_phases(*map(add_up, phases))
-    counts = tuple(len(phase) for phase in phases)
-    return _InterleaveSums.apply(counts, *(term for phase in phases for term in phase))
+        views = ([term.view() if isinstance(term, Cut) else term for term in phase] for phase in phases)
+        return _stack_phases(*map(add_up, views))
+    cuts = [[term if isinstance(term, Cut) else Cut(term, ()) for term in phase] for phase in phases]
+    windows = tuple(tuple(cut.windows for cut in phase) for phase in cuts)
+    return _InterleaveSums.apply(windows, *(cut.whole for phase in cuts for cut in phase))
 
 
 def _offsets(phases: int) -> tuple[tuple[int, ...], ...]:
@@ -123,43 +145,54 @@ class _InterleaveSums(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(counts: tuple[int, ...], *terms: Tensor) -> Tensor:
+    def forward(windows: tuple[tuple[Windows, ...], ...], *terms: Tensor) -> Tensor:
         out = empty_upsampled(terms[0])
-        start = 0
-        for offset, count in zip(_offsets(len(counts)), counts, strict=True):
-            phase, addends = _sub_grid(out, offset), terms[start : start + count]
-            if count == 1:
+        for offset, addends in zip(_offsets(len(windows)), _by_phase(windows, terms), strict=True):
+            phase = _sub_grid(out, offset)
+            if len(addends) == 1:
                 phase.copy_(addends[0])
             else:
                 torch.add(add_up(addends[:-1]), addends[-1], out=phase)
-            start += count
         return out
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        ctx.counts = inputs[0]
+        ctx.windows = inputs[0]
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
         grads: list[Tensor | None] = [None]
-        for offset, count in zip(_offsets(len(ctx.counts)), ctx.counts, strict=True):
-            grads += [_sub_grid(grad, offset)] * count
+        for offset, phase in zip(_offsets(len(ctx.windows)), ctx.windows, strict=True):
+            # Padding keeps the memory format; the gradient of a plain slice is NCHW whatever its own is.
+            grads += [_uncut(_sub_grid(grad, offset), windows) for windows in phase]
         return tuple(grads)
 
     @staticmethod
     def jvp(ctx, _, *tangents: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        rest = iter(tangents)  # the step is linear: tangents take it as the values did
-        return _stack_phases(*(add_up([next(rest) for _ in range(count)]) for count in ctx.counts))
+        # The step is linear: tangents take it as the values did.
+        return _stack_phases(*map(add_up, _by_phase(ctx.windows, tangents)))
 
     @staticmethod
-    def vmap(info, in_dims, counts, *terms: Tensor) -> tuple[Tensor, int]:  # type: ignore[no-untyped-def]
+    def vmap(info, in_dims, windows, *terms: Tensor) -> tuple[Tensor, int]:  # type: ignore[no-untyped-def]
         # Maps are independent of each other: one more dimension of them is a larger batch.
         terms = tuple(
             term.expand(info.batch_size, *term.shape) if dim is None else term.movedim(dim, 0)
             for term, dim in zip(terms, in_dims[1:], strict=True)
         )
-        out = _InterleaveSums.apply(counts, *(term.flatten(0, 1) for term in terms))
+        out = _InterleaveSums.apply(windows, *(term.flatten(0, 1) for term in terms))
         return out.unflatten(0, terms[0].shape[:2]), 0
+
+
+def _by_phase(windows: Sequence[Sequence[Windows]], terms: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return the addends of each phase, cut to its size."""
+    rest = iter(terms)
+    return [[Cut(next(rest), of_term).view() for of_term in phase] for phase in windows]
+
+
+def _uncut(x: Tensor, windows: Windows) -> Tensor:
+    """Put zeros where a map was cut."""
+    pads = [pad for window in reversed(windows) for pad in (window.start or 0, -(window.stop or 0))]
+    return F.pad(x, pads) if any(pads) else x
 
 
 def add_up(terms: Sequence[Tensor]) -> Tensor:

@@ -244,10 +244,19 @@ def multiply_adds(call: Any, *args: Any) -> int:
     return counter.get_total_flops() // 2
 
 
+def by_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turn off what is faster channel by channel: tap by tap, or in two calls with more products."""
+    monkeypatch.setattr(functional, "suits_two_calls", lambda *args: False)
+    monkeypatch.setattr(functional, "suits_last_phases", lambda *args: False)
+
+
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("padding_mode", layers.PADDING_MODES)
 @pytest.mark.parametrize("k", layers.KERNEL_SIZES)
-def test_the_last_step_computes_only_live_taps(k: int, padding_mode: str, groups: int) -> None:
+def test_the_last_step_computes_only_live_taps(
+    k: int, padding_mode: str, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_convolutions(monkeypatch)
     c, h, w = 4, 10, 12
     layer = make_layer(("PixelDCL", True), c, c, kernel_size=k, padding_mode=padding_mode, groups=groups)
     x = random(1, c, h, w)
@@ -271,7 +280,10 @@ def test_the_other_forms_compute_one_product_a_parameter(
 
 
 @pytest.mark.parametrize(("form", "taps"), [(FORMS[0], 26), (FORMS[1], 63), (FORMS[2], 81), (FORMS[3], 90)])
-def test_a_separable_layer_mixes_the_channels_once(form: tuple[str, bool], taps: int) -> None:
+def test_a_separable_layer_mixes_the_channels_once(
+    form: tuple[str, bool], taps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_convolutions(monkeypatch)
     c_in, c, h, w = 12, 8, 10, 14
     count = multiply_adds(make_layer(form, c_in, c, separable=True), random(1, c_in, h, w))
     # An even kernel gives one row or column more than is used.
