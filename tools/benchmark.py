@@ -1,10 +1,11 @@
-"""Time the upsamplers against each other: layers, whole U-Nets, of volumes, on logits; and retrofits.
+"""Time the upsamplers against each other: layers, whole models, of volumes, on logits; and retrofits.
 
 All variants of a case are measured in turn in one run, so that their ratios hold while the machine drifts:
 
     python tools/benchmark.py layer --threads 2
     python tools/benchmark.py model --threads 2 --shapes 32,4,256,256
     python tools/benchmark.py volume --threads 1
+    python tools/benchmark.py decoder --threads 2 --dtypes bf16 --memory-formats channels_last
     python tools/benchmark.py logits --threads 1 --processor-time --memory-formats channels_last
     python tools/benchmark.py retrofit --threads 1 --processor-time --memory-formats channels_last
     python tools/benchmark.py check docs/benchmarks/*.csv
@@ -36,7 +37,7 @@ from pixeldcl_plugin.benchmark.targets import compare, print_outcomes
 from pixeldcl_plugin.utils.cli import UsageError, add_overwrite_argument, shown, user_errors
 
 #: What the targets are about.
-TOPICS = ("layers", "formats", "models", "logits")
+TOPICS = ("layers", "formats", "models", "decoders", "logits")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -50,7 +51,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         type=_shape,
         help="layer: batch,in_channels,out_channels,height,width; model: base_channels,batch,height,width;\n"
-        "volume: batch,in_channels,out_channels,depth,height,width; logits, retrofit: batch,height,width",
+        "volume: batch,in_channels,out_channels,depth,height,width;\n"
+        "decoder, logits, retrofit: batch,height,width",
     )
     parser.add_argument("--variants", nargs="+", metavar="VARIANT")
     parser.add_argument("--directions", nargs="+", choices=["forward", "backward"])
@@ -66,7 +68,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
-        "--out", type=Path, help="the topic's file (docs/benchmarks/{layers,models,logits}.csv)"
+        "--out", type=Path, help="the topic's file (docs/benchmarks/{layers,models,decoders,logits}.csv)"
     )
     add_overwrite_argument(parser, "replace what the same command wrote earlier")
     return parser.parse_args(argv)

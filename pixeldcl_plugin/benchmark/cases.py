@@ -1,4 +1,4 @@
-"""What is timed: upsamplers, as layers, in whole U-Nets, of volumes and on logits, and retrofits, by name."""
+"""What is timed, by name: upsamplers as layers, in whole models, of volumes and on logits; retrofits."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..layers.pixel_dcl import PixelDCL
 from ..models.upsamplers import LearnedUpsample
 from ..registry import register
+from .decoders import DECODER_SHAPES, DECODER_VARIANTS, decoder_case
 from .logits import LOGITS_SHAPES, LOGITS_VARIANTS, logits_case
 from .retrofit import RETROFIT_SHAPES, RETROFIT_VARIANTS, retrofit_case
 
@@ -127,6 +128,7 @@ KINDS = {
     "layer": Kind(layer_case, LAYER_SHAPES, VARIANTS),
     "model": Kind(model_case, MODEL_SHAPES, VARIANTS),
     "volume": Kind(layer_case, VOLUME_SHAPES, VOLUME_VARIANTS),
+    "decoder": Kind(decoder_case, DECODER_SHAPES, DECODER_VARIANTS),
     "logits": Kind(logits_case, LOGITS_SHAPES, LOGITS_VARIANTS),
     "retrofit": Kind(retrofit_case, RETROFIT_SHAPES, RETROFIT_VARIANTS),
 }

@@ -59,7 +59,15 @@ class Outcome:
 
 _LEVEL, _TOP = "4x256x128x64x64", "4x128x64x128x128"
 
+#: What the configs train in, and the plain setting.
+_SETTINGS = (("bfloat16", "channels_last"), ("float32", "contiguous"))
+
 TARGETS = (
+    *(
+        Target("pixeldcl separable", "interp", "8x128x160", 1.0, direction, dtype, memory_format)
+        for dtype, memory_format in _SETTINGS
+        for direction in ("forward", "forward+backward")
+    ),
     Target("pixeldcl", "deconv k4", _TOP, 1.0),
     Target("pixeldcl", "deconv k4", _LEVEL, 1.0),
     Target("pixeldcl", "deconv k4", _TOP, 1.1, quantity="peak_mib"),

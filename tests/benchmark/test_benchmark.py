@@ -130,6 +130,25 @@ def test_retrofits_can_be_measured() -> None:
         torch.testing.assert_close(out, outs["retrofit"][0])
 
 
+def test_whole_decoders_can_be_measured() -> None:
+    """In the setting of the configs; the separable form has the parameters of InterpConv and 22 a channel."""
+    kind = cases.KINDS["decoder"]
+    results = benchmark.measure(
+        kind.build,
+        (2, 32, 64),
+        {name: kind.variants[name] for name in ("interp", "pixeldcl separable")},
+        benchmark.Setting(True, torch.bfloat16, channels_last=True),
+        threads=1,
+        rounds=1,
+        min_seconds=0.0,
+    )
+    interp, separable = results
+    assert separable.parameters == interp.parameters + (2 * 9 + 4) * (128 + 64 + 48 + 32)
+    assert {result.dtype for result in results} == {"bfloat16"}
+    module, image = kind.build(kind.variants["interp"], (1, 32, 64))
+    assert module.eval()(image).shape == (1, 11, 16, 32)
+
+
 def test_command_writes_once(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools/benchmark.py"), "layer", "--shapes", "1,4,4,8,8"]
     command += ["--variants", "deconv k4", "pixeldcl", "--rounds", "2", "--threads", "1"]
