@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,6 +65,11 @@ def run(args: argparse.Namespace) -> None:
             flush=True,
         )
 
+    start = time.perf_counter()
+
+    def note(step: str) -> None:
+        print(f"{time.perf_counter() - start:4.0f} s: {step}", flush=True)
+
     size = tuple(args.shape) if args.shape else None
     export.export_segmentor(
         segmentor,
@@ -73,8 +79,10 @@ def run(args: argparse.Namespace) -> None:
         tolerance=args.tolerance,
         overwrite=args.overwrite,
         report=report,
+        note=note,
     )
-    print(f"wrote {cli.shown(args.out)} ({args.out.stat().st_size / 1e6:.1f} MB)")
+    seconds = time.perf_counter() - start
+    print(f"wrote {cli.shown(args.out)} in {seconds:.0f} s ({args.out.stat().st_size / 1e6:.1f} MB)")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

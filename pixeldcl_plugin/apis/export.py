@@ -118,6 +118,7 @@ def export_segmentor(
     tolerance: float = 1e-4,
     overwrite: bool = False,
     report: Callable[[Parity], None] = lambda parity: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> list[Parity]:
     """Export a segmentor's inference with dynamic batch, height and width, and check the file by running it.
 
@@ -133,6 +134,7 @@ def export_segmentor(
         tolerance: Largest absolute difference allowed between the logits of the file and the model.
         overwrite: Whether ``file`` may exist.
         report: Called with every comparison when it is made.
+        note: Called before each step with what it does.
 
     Returns:
         The comparisons: the file and the model on batches and sizes that were not traced.
@@ -158,10 +160,13 @@ def export_segmentor(
             "the traced sizes into constants"
         )
     model = InferenceModel(segmentor).eval()
+    note("tracing the model, its sizes left open")
     program = trace(InferenceModel(traceable(segmentor)).eval(), (height, width), multiple)
 
     with written_whole(file) as unproven:
+        note(f"converting it, format {format}")
         _save(program, unproven, format)
+        note("running the file on images of other sizes")
         run = load_exported(unproven, format)
         parities = []
         for shape in _unseen_shapes(_image_channels(segmentor), height, width, multiple):

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .common import no_autocast
-from .interleave import PHASE_OFFSETS, being_traced, interleave
+from .interleave import PHASE_OFFSETS, being_traced
 from .neighbours import STAGES, Neighbour, phase_neighbours
-from .same_conv import replicate_pad
+from .traced_means import mean_by_tap, mean_by_window
 
 __all__ = ["mean_of_neighbours"]
 
@@ -64,28 +64,11 @@ def mean_of_neighbours(x: Tensor, logits: Tensor, order: str | None) -> Tensor:
     with no_autocast(x.device):
         terms = x.to(dtype), logits.to(dtype)
         if x.device.type != "cpu" or being_traced():
-            return _mean_by_tap(*terms, order).to(x.dtype)
+            traced = mean_by_window if torch.compiler.is_exporting() else mean_by_tap
+            return traced(*terms, order).to(x.dtype)
         means = _MeanOfNeighbours.apply if torch.is_grad_enabled() else lambda *terms: _means(*terms)[0]
         out = means(terms[0].permute(0, 2, 3, 1), terms[1], order)
         return out.permute(0, 3, 1, 2).to(x.dtype)
-
-
-def _mean_by_tap(x: Tensor, logits: Tensor, order: str | None) -> Tensor:
-    """Add up one product for each neighbour: a compiler fuses them, an exported graph holds nothing else."""
-    h, w = x.shape[2:]
-    neighbours = phase_neighbours(order)
-    phases: list[Tensor] = []
-    sources: list[Tensor] = []
-    for neighbours_of, phase_logits in zip(neighbours, logits.split([*map(len, neighbours)], 1), strict=True):
-        if len(sources) < 3:  # x, p00 and p11 are read again, p01 is not
-            sources.append(replicate_pad(phases[-1] if phases else x, 1, 1))
-        weights = phase_logits.softmax(1).unsqueeze(2).unbind(1)
-        terms = [
-            weight * sources[source][..., 1 + dy : 1 + dy + h, 1 + dx : 1 + dx + w]
-            for weight, (source, dy, dx) in zip(weights, neighbours_of, strict=True)
-        ]
-        phases.append(sum(terms[1:], terms[0]))
-    return interleave(*phases)
 
 
 class _MeanOfNeighbours(torch.autograd.Function):

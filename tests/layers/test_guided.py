@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pixeldcl_plugin.layers import GuidedPixelDCL, neighbour_means
+from pixeldcl_plugin.layers import GuidedPixelDCL, neighbour_means, traced_means
 from pixeldcl_plugin.layers.interleave import PHASE_OFFSETS
 from pixeldcl_plugin.layers.neighbour_means import mean_of_neighbours
 from pixeldcl_plugin.layers.neighbours import ORDERS, phase_neighbours
@@ -104,7 +104,7 @@ def test_means_equal_literal_reference(
     logits = (torch.randn(n, taps, h, w, dtype=torch.double) * spread).requires_grad_()
     expected = reference.mean_of_neighbours(x, logits, order)
     grads = grads_of(expected, [x, logits])
-    for call in (mean_of_neighbours, neighbour_means._mean_by_tap):
+    for call in (mean_of_neighbours, traced_means.mean_by_tap, traced_means.mean_by_window):
         out = call(x, logits, order)
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
         torch.testing.assert_close(grads_of(out, [x, logits]), grads, rtol=0, atol=1e-10)
@@ -142,7 +142,7 @@ def test_chunks_do_not_show(order: str | None, pixels: int, monkeypatch: pytest.
     taps = sum(map(len, phase_neighbours(order)))
     x = torch.randn(5, 3, 4, 3, dtype=torch.double, requires_grad=True)
     logits = torch.randn(5, taps, 4, 3, dtype=torch.double, requires_grad=True)
-    outs = mean_of_neighbours(x, logits, order), neighbour_means._mean_by_tap(x, logits, order)
+    outs = mean_of_neighbours(x, logits, order), traced_means.mean_by_tap(x, logits, order)
     torch.testing.assert_close(*outs, rtol=0, atol=1e-12)
     torch.testing.assert_close(*[grads_of(out, [x, logits]) for out in outs], rtol=0, atol=1e-12)
 
