@@ -72,13 +72,13 @@ def test(args: argparse.Namespace) -> None:
     notes = hardware.adapt_to_hardware(cfg)
 
     with writing_to(*filter(None, (args.out, args.show_dir, cfg.work_dir))):
-        runner = runtime.build_runner(cfg)
+        runner = runtime.build_runner(cfg, test=True)
         for note in notes:
             runner.logger.info(note)
         runner.test()
     written = [Path(runner.log_dir) / f"{runner.timestamp}.json", args.out, args.show_dir]
     if cli.is_main_process():
-        print(f"wrote {', '.join(cli.shown(path) for path in written if path and Path(path).exists())}")
+        cli.report_written(*(path for path in written if path and Path(path).exists()))
     runtime.close_process_group()
 
 

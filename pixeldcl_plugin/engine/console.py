@@ -15,7 +15,7 @@ from rich.progress import track as rich_track
 from ..utils.checkpoints import CheckpointError
 from ..utils.quiet import quiet_warnings
 
-__all__ = ["QuietRunner", "quiet_logger", "quiet_warnings", "track"]
+__all__ = ["QuietRunner", "QuietTestRunner", "quiet_logger", "quiet_warnings", "track"]
 
 # Pages that stand in the log file for when something must be looked up, and deprecations between
 # MMEngine's own parts.
@@ -70,6 +70,13 @@ class QuietRunner(Runner):
             raise CheckpointError(
                 f"cannot resume from {filename!r}: {type(error).__name__}: {reason}"
             ) from error
+
+
+class QuietTestRunner(QuietRunner):
+    """A runner of tests, which leaves the config in the work dir alone: it is the training's."""
+
+    def dump_config(self) -> None:
+        """Write nothing. The config of a test stands in the folder of its log."""
 
 
 @contextlib.contextmanager

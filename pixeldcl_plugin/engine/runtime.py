@@ -21,7 +21,7 @@ from ..utils.cli import UsageError
 from ..utils.compat import resolve_config
 from ..utils.config_errors import first_import_error
 from .checkpoint_hooks import FiniteLossHook, RepeatValidationHook, WholeCheckpointHook
-from .console import QuietRunner
+from .console import QuietRunner, QuietTestRunner
 from .distributed import GlobalBatchDDP
 from .folder_data import follow_folders, hand_down, leaf_datasets
 from .hardware import wrapper_type
@@ -162,13 +162,17 @@ def import_plugin(cfg: Config) -> None:
         cfg.custom_imports = imports
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config, *, test: bool = False) -> Runner:
     """Build the runner, joining the process group first where MMEngine cannot.
 
     MMEngine selects a GPU before it joins; without one it takes a group that exists already. Several
     processes train as one would, see :class:`GlobalBatchDDP`, unless the config has a model wrapper of
     another type. With ``channels_last = True`` in the config the model computes in that memory format, in
     which mixed precision is faster.
+
+    Args:
+        cfg: The config.
+        test: Whether it is for a test, which leaves the config in the work dir as a training wrote it.
 
     Raises:
         UsageError: If the config combines that format with another model wrapper.
@@ -179,7 +183,8 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.get("launcher") == "pytorch" and not torch.cuda.is_available():
         seconds = (cfg.get("env_cfg") or {}).get("dist_cfg", {}).get("timeout") or 1800
         torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=seconds))
-    runner = RUNNERS.build(cfg) if "runner_type" in cfg else QuietRunner.from_cfg(cfg)
+    runner_class = QuietTestRunner if test else QuietRunner
+    runner = RUNNERS.build(cfg) if "runner_type" in cfg else runner_class.from_cfg(cfg)
     if cfg.get("channels_last") and not distributed:
         # Convolutions answer in the format of their weights, so the images need not be converted.
         runner.model.to(memory_format=torch.channels_last)

@@ -297,8 +297,10 @@ def test_testing_writes_maps_and_pictures(config: Path, trained: Path, run_tool:
 
 
 def test_testing_with_augmentation(tiny_config: Path, trained: Path, main: Run, tmp_path: Path) -> None:
+    before = tiny_config.read_text()
     result = main(TEST, tiny_config, trained / "iter_12.pth", "--tta", "--work-dir", tmp_path)
     assert result.returncode == 0, result.stderr
+    assert tiny_config.read_text() == before  # The work dir's config stays that of the training.
     assert "mIoU: " in result.stdout
     # The mean over flipped images is another prediction.
     expected = reports.read_scalars(trained)[1][12]["mIoU"]
