@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> None:
     write_text_whole(record_file, json.dumps(record, indent=1) + "\n")
     write_figure(analyses, figure_file, image, image_profile)
     print_table(analyses)
-    print(f"wrote {cli.shown(record_file)} and {cli.shown(figure_file)}")
+    cli.report_written(record_file, figure_file)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

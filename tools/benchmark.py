@@ -1,17 +1,27 @@
+<<<<<<< HEAD
 """Time the upsamplers against each other: layers, whole models, of volumes, on logits; and retrofits.
+=======
+"""Time upsamplers against each other: as layers, in U-Nets, on volumes, on logits.
+>>>>>>> d57aae2 (Terminal: the last line names a folder once; odd lists of --cfg-options are one line; help fits 80 columns; pictures of images of any shape without gaps)
 
-All variants of a case are measured in turn in one run, so that their ratios hold while the machine drifts:
+All variants of a case are measured in turn in one run, so that their ratios
+hold while the machine drifts:
 
     python tools/benchmark.py layer --threads 2
     python tools/benchmark.py model --threads 2 --shapes 32,4,256,256
     python tools/benchmark.py volume --threads 1
+<<<<<<< HEAD
     python tools/benchmark.py decoder --threads 2 --dtypes bf16 --memory-formats channels_last
     python tools/benchmark.py logits --threads 1 --processor-time --memory-formats channels_last
     python tools/benchmark.py retrofit --threads 1 --processor-time --memory-formats channels_last
+=======
+    python tools/benchmark.py logits --threads 1 --processor-time
+>>>>>>> d57aae2 (Terminal: the last line names a folder once; odd lists of --cfg-options are one line; help fits 80 columns; pictures of images of any shape without gaps)
     python tools/benchmark.py check docs/benchmarks/*.csv
 
-A file holds the runs of one topic, those of several machines too. `check` compares what files hold to the
-ratios that were to be reached, and prints what falls short.
+A file holds the runs of one topic, those of several machines too. `check`
+compares what files hold to the ratios that were to be reached, and prints what
+falls short.
 """
 
 from __future__ import annotations
@@ -34,7 +44,7 @@ from pixeldcl_plugin.benchmark import cases
 from pixeldcl_plugin.benchmark import measure as benchmark
 from pixeldcl_plugin.benchmark.report import print_table, read_csv, same_run, write_csv, write_plot
 from pixeldcl_plugin.benchmark.targets import compare, print_outcomes
-from pixeldcl_plugin.utils.cli import UsageError, add_overwrite_argument, shown, user_errors
+from pixeldcl_plugin.utils.cli import UsageError, add_overwrite_argument, report_written, user_errors
 
 #: What the targets are about.
 TOPICS = ("layers", "formats", "models", "decoders", "logits")
@@ -45,30 +55,52 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=[*cases.KINDS, "check"])
-    parser.add_argument("files", nargs="*", type=Path, help="check: by default the committed ones")
+    parser.add_argument("files", nargs="*", type=Path, help="of check (default: the committed ones)")
     parser.add_argument(
         "--shapes",
         nargs="+",
         type=_shape,
+<<<<<<< HEAD
         help="layer: batch,in_channels,out_channels,height,width; model: base_channels,batch,height,width;\n"
         "volume: batch,in_channels,out_channels,depth,height,width;\n"
         "decoder, logits, retrofit: batch,height,width",
+=======
+        metavar="N,N,...",
+        help="layer:  batch,in_channels,out_channels,height,width\n"
+        "model:  base_channels,batch,height,width\n"
+        "volume: batch,in_channels,out_channels,\n        depth,height,width\n"
+        "logits: batch,height,width",
+>>>>>>> d57aae2 (Terminal: the last line names a folder once; odd lists of --cfg-options are one line; help fits 80 columns; pictures of images of any shape without gaps)
     )
-    parser.add_argument("--variants", nargs="+", metavar="VARIANT")
-    parser.add_argument("--directions", nargs="+", choices=["forward", "backward"])
-    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["fp32"])
-    parser.add_argument(
-        "--memory-formats", nargs="+", choices=["contiguous", "channels_last"], default=["contiguous"]
-    )
-    parser.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager"])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=11, help="measurements of each variant")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="(default: all of the kind)")
+    settings = {
+        "--directions": (["forward", "backward"], "both"),
+        "--dtypes": (list(DTYPES), "fp32"),
+        "--memory-formats": (["contiguous", "channels_last"], "contiguous"),
+        "--modes": (["eager", "compiled"], "eager"),
+    }
+    for flag, (choices, default) in settings.items():
+        parser.add_argument(
+            flag,
+            nargs="+",
+            metavar="NAME",
+            choices=choices,
+            default=None if default == "both" else [default],
+            help=f"of {', '.join(choices)} (default: {default})",
+        )
+    threads = torch.get_num_threads()
+    parser.add_argument("--threads", type=int, default=threads, metavar="N", help="(default: all cores)")
+    parser.add_argument("--rounds", type=int, default=11, metavar="N", help="of each variant (default: 11)")
     parser.add_argument(
         "--processor-time", action="store_true", help="of one thread, where the machine has other work"
     )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: cpu)")
     parser.add_argument(
+<<<<<<< HEAD
         "--out", type=Path, help="the topic's file (docs/benchmarks/{layers,models,decoders,logits}.csv)"
+=======
+        "--out", type=Path, metavar="FILE", help="(default: docs/benchmarks/, the topic's .csv file)"
+>>>>>>> d57aae2 (Terminal: the last line names a folder once; odd lists of --cfg-options are one line; help fits 80 columns; pictures of images of any shape without gaps)
     )
     add_overwrite_argument(parser, "replace what the same command wrote earlier")
     return parser.parse_args(argv)
@@ -160,7 +192,7 @@ def run(args: argparse.Namespace) -> None:
                 write_csv(results, notes, path)
     write_plot(path)
     print(", ".join(f"{key}: {value}" for key, value in notes.items()))
-    print(f"wrote {shown(path)} and {shown(path.with_suffix('.png'))}")
+    report_written(path, path.with_suffix(".png"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

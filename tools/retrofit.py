@@ -60,8 +60,7 @@ def retrofit(args: argparse.Namespace) -> None:
     with writing_to(work_dir):
         result = job.run(resume=args.resume, overwrite=args.overwrite)
     print(comparison_table(result.before, result.after))
-    files = (result.config, result.checkpoint, result.picture)
-    print(f"wrote {', '.join(map(cli.shown, files))}")
+    cli.report_written(result.config, result.checkpoint, result.picture)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -33,9 +33,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--pictures",
         nargs="+",
+        metavar="KIND",
         choices=vae_gallery.PICTURES,
         default=vae_gallery.PICTURES,
-        help="what to draw (default: all); samples need no data",
+        help=f"what to draw, of {', '.join(vae_gallery.PICTURES)} (default: all); samples need no data",
     )
     for flag, default, meaning in (
         ("--columns", 10, "pictures a row"),
@@ -75,10 +76,11 @@ def sample(args: argparse.Namespace) -> None:
             faces = vae_gallery.read_faces(cfgs[0], 2 * args.pairs)
             figures["interpolations"] = vae_gallery.draw_interpolations(models, faces, args.columns)
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        with written_whole(args.out / f"{name}.png") as part:
+    files = [args.out / f"{name}.png" for name in figures]
+    for file, figure in zip(files, figures.values(), strict=True):
+        with written_whole(file) as part:
             figure.savefig(part)
-    print(f"wrote {', '.join(f'{name}.png' for name in figures)} in {cli.shown(args.out)}")
+    cli.report_written(*files)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

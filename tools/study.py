@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pixeldcl_plugin  # noqa: F401  (registers everything; before any config is read)
 from pixeldcl_plugin import study
-from pixeldcl_plugin.utils.cli import UsageError, shown, user_errors
+from pixeldcl_plugin.utils.cli import UsageError, report_written, user_errors
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> bool:
         arms=args.arms,
     )
     if written := study.write_summary(plan, study.results_of(plan).rows):
-        print(f"wrote {' and '.join(map(shown, written))}")
+        report_written(*written)
     return whole
 
 

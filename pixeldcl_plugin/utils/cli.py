@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import itertools
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 from argparse import ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
@@ -27,6 +30,7 @@ __all__ = [
     "add_overwrite_argument",
     "is_main_process",
     "notify",
+    "report_written",
     "shown",
     "user_errors",
 ]
@@ -53,6 +57,29 @@ def shown(path: str | os.PathLike[str]) -> str:
     here = Path.cwd()
     absolute = Path(os.path.normpath(here / path))
     return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
+
+
+def report_written(*files: str | os.PathLike[str]) -> None:
+    """Print as the last line of a command what it wrote, and name a folder with several files once.
+
+    A terminal that is too narrow gets several lines, which break between words.
+
+    Args:
+        files: What was written, those of one folder side by side.
+    """
+    places = []
+    for folder, group in itertools.groupby(map(Path, map(shown, files)), key=lambda file: file.parent):
+        *others, last = group
+        if others:
+            names = f"{', '.join(file.name for file in others)} and {last.name}"
+            places.append(names if folder == Path() else f"{names} in {folder}")
+        else:
+            places.append(str(last))
+    line = f"wrote {', '.join(places) or 'nothing'}"
+    if sys.stdout.isatty():
+        columns = shutil.get_terminal_size().columns
+        line = textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False)
+    print(line, flush=True)
 
 
 # What a full, failing or read-only disk, permissions, limits, names that are too long or taken, and another
@@ -148,11 +175,14 @@ def _is_failed_download(error: OSError) -> bool:
 class _ConfigOptions(DictAction):
     """MMEngine's KEY=VALUE options, with its failures reported as argparse reports others."""
 
-    def __call__(self, parser: ArgumentParser, namespace: Namespace, *args: Any) -> None:
-        try:
-            super().__call__(parser, namespace, *args)
-        except (ValueError, AssertionError) as error:
-            raise ArgumentError(self, f"expected KEY=VALUE: {error}") from error
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, values: Any, *args: Any) -> None:
+        for option in values:  # one by one, to name the one that is refused
+            if "=" not in option.lstrip("="):
+                raise ArgumentError(self, f"expected KEY=VALUE, got {option!r}")
+            try:
+                super().__call__(parser, namespace, [option], *args)
+            except (AssertionError, RecursionError) as error:
+                raise ArgumentError(self, f"the brackets in {option!r} do not match") from error
 
 
 def _seed(text: str) -> int:

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch, Rectangle
 from ..utils.label_maps import VOID_COLOR, colorize
 from .disagreement import Column, Window, disagreement, disagreement_window
 
-__all__ = ["add_legend", "draw", "draw_panel"]
+__all__ = ["add_legend", "draw", "draw_panel", "narrow_layout"]
 
 _FRAME = "#ff00a8"  # in no palette of the data sets here
 
@@ -37,7 +37,7 @@ def draw(
         classes: Their names.
         palette: RGB colours ``(classes, 3)`` of dtype uint8.
         inset: Height and width of the window as a share of the image's; 0 for no insets.
-        width: Of a column, in inches.
+        width: Of a column on average, in inches.
 
     Raises:
         ValueError: If there are no columns, or one has not as many predictions as there are names.
@@ -49,14 +49,13 @@ def draw(
             raise ValueError(f"image {column.name} has {found} predictions for the names {list(names)}")
     with_truth = any(column.truth is not None for column in columns)
     titles = ["image", *(["ground truth"] if with_truth else []), *names]
-    # Every row is as high as the picture that is the tallest at the width of a column.
-    ratio = max(column.image.shape[0] / column.image.shape[1] for column in columns)
+    # All pictures are equally high: the columns are as wide as that makes them, and on average as told.
+    shares = [column.image.shape[1] / column.image.shape[0] for column in columns]
+    width *= len(columns)
     figure = Figure(
-        figsize=(width * len(columns) + 0.4, width * ratio * len(titles) + 0.9),
-        dpi=150,
-        layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01),
+        figsize=(width + 0.4, width / sum(shares) * len(titles) + 0.9), dpi=150, layout=narrow_layout()
     )
-    table = figure.subplots(len(titles), len(columns), squeeze=False)
+    table = figure.subplots(len(titles), len(columns), squeeze=False, width_ratios=shares)
     for x, column in enumerate(columns):
         window = None
         if inset:
@@ -69,8 +68,13 @@ def draw(
     for axes, title in zip(table[:, 0], titles, strict=True):
         axes.set_ylabel(title, fontsize=11)
     shown = [m for column in columns for m in (column.truth, *column.predictions) if m is not None]
-    add_legend(figure, shown, classes, palette, ncols=int(width * len(columns) / 1.1))
+    add_legend(figure, shown, classes, palette, ncols=int(width / 1.1))
     return figure
+
+
+def narrow_layout() -> ConstrainedLayoutEngine:
+    """Return a layout that leaves little between pictures."""
+    return ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
 
 
 def draw_panel(axes: Axes, panel: np.ndarray | None, window: Window | None = None) -> None:

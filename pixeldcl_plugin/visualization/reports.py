@@ -19,10 +19,10 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
 from ..models.vae import VAE
-from ..utils.cli import shown
+from ..utils.cli import report_written
 from ..utils.files import written_whole
 from ..utils.label_maps import colorize
-from .gallery_figure import add_legend, draw_panel
+from .gallery_figure import add_legend, draw_panel, narrow_layout
 from .vae_pictures import plot_reconstructions
 
 __all__ = ["finish_training", "plot_curves", "plot_predictions", "read_scalars"]
@@ -147,11 +147,10 @@ def plot_predictions(model: BaseModel, dataset: Any, path: str | Path, count: in
 def _draw_rows(rows: list[tuple], classes: list[str], palette: np.ndarray) -> Figure:
     with_label = any(label is not None for _, label, _ in rows)
     titles = ["image", "label", "prediction"] if with_label else ["image", "prediction"]
-    height, width = rows[0][0].shape[:2]
-    figure = Figure(
-        figsize=(3 * len(titles), 3 * len(rows) * height / width + 1), dpi=100, layout="constrained"
-    )
-    table = figure.subplots(len(rows), len(titles), squeeze=False)
+    # All pictures are equally wide: the rows are as high as that makes them.
+    shares = [image.shape[0] / image.shape[1] for image, *_ in rows]
+    figure = Figure(figsize=(3 * len(titles), 3 * sum(shares) + 1), dpi=100, layout=narrow_layout())
+    table = figure.subplots(len(rows), len(titles), squeeze=False, height_ratios=shares)
     shown = []
     for axes_row, (image, *maps) in zip(table, rows, strict=True):
         maps = maps if with_label else maps[1:]
@@ -180,13 +179,13 @@ def finish_training(runner: Runner) -> None:
     pictures = []
     try:
         if plot_curves(work_dir, work_dir / "curves.png"):
-            pictures.append("curves.png")
+            pictures.append(work_dir / "curves.png")
         if runner.val_loop is not None:
             model = runner.model.module if is_model_wrapper(runner.model) else runner.model
             dataset = runner.val_dataloader.dataset
             plot = plot_reconstructions if isinstance(model, VAE) else plot_predictions
             if plot(model, dataset, work_dir / "predictions.png"):
-                pictures.append("predictions.png")
+                pictures.append(work_dir / "predictions.png")
     except Exception as error:  # Hours of training do not fail for a picture.
         runner.logger.warning(f"No further pictures: {type(error).__name__}: {error}")
     info = runner.message_hub.runtime_info
@@ -198,10 +197,5 @@ def finish_training(runner: Runner) -> None:
     if scores:
         text = ", ".join(f"{key} {value:.{2 if abs(value) >= 10 else 4}f}" for key, value in scores.items())
         print(f"Validation at iteration {runner.iter}: {text}")
-    best = info.get("best_ckpt")
-    written = [shown(info["last_ckpt"]) if info.get("last_ckpt") else "no checkpoint"]
-    if best:
-        written.append(f"{shown(best)} (best on validation)")
-    if pictures:
-        written.append(f"{' and '.join(pictures)} in {shown(work_dir)}")
-    print(f"wrote {', '.join(written)}", flush=True)
+    checkpoints = [info[key] for key in ("last_ckpt", "best_ckpt") if info.get(key)]
+    report_written(*checkpoints, *pictures)

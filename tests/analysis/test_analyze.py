@@ -240,8 +240,7 @@ def test_command_on_layers_overwrites_only_when_told(main, tmp_path: Path) -> No
     args = ("--layer", "PixelDCL", "DeconvModule", "--channels", "8", "4", "--out", tmp_path)
     code, output, _ = main(*args)
     assert code == 0
-    written = " and ".join(str(tmp_path / f"checkerboard.{suffix}") for suffix in ("json", "png"))
-    assert output.splitlines()[-1] == f"wrote {written}"
+    assert output.splitlines()[-1] == f"wrote checkerboard.json and checkerboard.png in {tmp_path}"
     record = json.loads((tmp_path / "checkerboard.json").read_text())
     assert [result["name"] for result in record["results"]] == ["PixelDCL", "DeconvModule"]
     assert record["results"][0]["upsamplers"][0]["phase_spread"] < 1e-12

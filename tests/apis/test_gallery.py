@@ -153,6 +153,16 @@ def test_rows_are_image_truth_and_models() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dark", "red", "void"]
 
 
+def test_images_of_any_shape_leave_no_gaps() -> None:
+    maps = [(np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8)) for shape in ((40, 80), (80, 40))]
+    figure = draw([Column(0, "x", image, None, [m]) for image, m in maps], ["a"], CLASSES, PALETTE, inset=0)
+    figure.draw_without_rendering()
+    wide, tall, below, _ = (axes.get_position() for axes in figure.axes)
+    assert wide.height == pytest.approx(tall.height, rel=0.02)
+    assert (wide.y0 - below.y1) * figure.get_figheight() < 0.3
+    assert (tall.x0 - wide.x1) * figure.get_figwidth() < 0.3
+
+
 def test_the_inset_shows_the_disagreement() -> None:
     figure = draw([column()], ["a", "b"], CLASSES, PALETTE, inset=0.2)
     insets = [np.asarray(c.images[0].get_array()) for axes in figure.axes for c in axes.child_axes]

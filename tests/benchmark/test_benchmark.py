@@ -157,7 +157,7 @@ def test_command_writes_once(tmp_path: Path) -> None:
     first = subprocess.run(command, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     assert path.with_suffix(".png").stat().st_size > 0
-    assert first.stdout.splitlines()[-1] == f"wrote {path} and {path.with_suffix('.png')}"
+    assert first.stdout.splitlines()[-1] == f"wrote {path.name} and {path.stem}.png in {path.parent}"
     rows = list(csv.DictReader(path.open()))
     assert [row["variant"] for row in rows] == ["deconv k4", "pixeldcl"] * 2
     assert {row["direction"] for row in rows} == {"forward", "forward+backward"}

@@ -6,6 +6,7 @@ import argparse
 import errno
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
@@ -20,6 +21,9 @@ from pixeldcl_plugin.engine import preflight
 from pixeldcl_plugin.utils import cli
 from pixeldcl_plugin.utils.cli import UsageError
 
+# What MMEngine refuses by an assertion, or parses without end.
+BRACKETS = ("[(1,2)", ")1,2(", "[1,2]]", "(,)1,2(")
+
 
 @pytest.mark.parametrize("seed", ["-1", "1.5", "x", str(2**32)])
 def test_seed_must_fit_every_generator(seed: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,14 +35,51 @@ def test_seed_must_fit_every_generator(seed: str, capsys: pytest.CaptureFixture[
     assert "2**32 - 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["novalue", "a=[(1,2)"])
-def test_malformed_option_is_a_usage_error(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("novalue", "expected KEY=VALUE, got 'novalue'"),
+        ("=3", "expected KEY=VALUE, got '=3'"),
+        *((f"a={value}", f"the brackets in 'a={value}' do not match") for value in BRACKETS),
+    ],
+)
+def test_malformed_option_is_a_usage_error(
+    option: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     parser = argparse.ArgumentParser()
     cli.add_common_arguments(parser)
     with pytest.raises(SystemExit) as stop:
-        parser.parse_args(["--cfg-options", option])
+        parser.parse_args(["--cfg-options", "b=1", option])
     assert stop.value.code == 2
-    assert "expected KEY=VALUE" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(f"error: argument --cfg-options: {message}\n")
+
+
+def test_options_are_mmengines() -> None:
+    parser = argparse.ArgumentParser()
+    cli.add_common_arguments(parser)
+    args = parser.parse_args(
+        ["--cfg-options", "a=[(1,2),(x,None)]", "b.c=1e-3", "d=k=v", "--cfg-options", "e="]
+    )
+    assert args.cfg_options == {"a": [(1, 2), ("x", None)], "b.c": 1e-3, "d": "k=v", "e": ""}
+
+
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [
+        (35, ["wrote a.pth, b.pth and c.png in", "work_dirs/run, maps"]),
+        (0, ["wrote a.pth, b.pth and c.png in work_dirs/run, maps"]),
+    ],
+)
+def test_a_folder_with_several_results_is_named_once(
+    columns: int, lines: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: bool(columns))
+    monkeypatch.setenv("COLUMNS", str(columns))
+    folder = Path.cwd() / "work_dirs/run"
+    cli.report_written(folder / "a.pth", folder / "b.pth", "work_dirs/run/c.png", "maps")
+    assert capsys.readouterr().out.splitlines() == [line.replace("/", os.sep) for line in lines]
+    cli.report_written("a.csv", Path.cwd() / "b.csv")
+    assert capsys.readouterr().out == "wrote a.csv and b.csv\n"
 
 
 def _raise(error: Exception) -> None:

@@ -99,6 +99,18 @@ def test_predictions_are_drawn_beside_labels(tiny_config: Path, tmp_path: Path, 
     assert columns / rows == pytest.approx(9 / 7 if labels else 6 / 7, rel=0.02)
 
 
+def test_images_of_any_shape_leave_no_gaps() -> None:
+    shapes = ((40, 80), (80, 40), (60, 60))
+    rows = [(np.zeros((*shape, 3), np.uint8), *[np.zeros(shape, np.uint8)] * 2) for shape in shapes]
+    figure = reports._draw_rows(rows, ["a", "b"], np.zeros((2, 3), np.uint8))
+    figure.draw_without_rendering()
+    boxes = [axes.get_position() for axes in figure.axes]
+    down = [above.y0 - below.y1 for above, below in zip(boxes, boxes[3:], strict=False)]
+    right = [right.x0 - left.x1 for left, right in zip(boxes[::3], boxes[1::3], strict=True)]
+    assert max(down) * figure.get_figheight() < 0.3
+    assert max(right) * figure.get_figwidth() < 0.3
+
+
 def test_no_predictions_of_a_model_that_does_not_segment(tiny_config: Path, tmp_path: Path) -> None:
     data = dataset(Config.fromfile(tiny_config), labels=True)
     assert not reports.plot_predictions(Perfect(segments=False), data, tmp_path / "p.png")
