@@ -55,8 +55,8 @@ def read_class_list(file: Path) -> ClassList:
     """Read a list of classes.
 
     A line is one of :data:`FORMAT`; the value of a class without one is its place, from 0. The name
-    ``ignore`` gives a value or a color that is no class. Blank lines and those that begin with ``#`` count
-    for nothing.
+    ``ignore`` gives a value or a color that is no class. Blank lines, those that begin with ``#`` and what
+    follows a ``#`` with a space on both sides count for nothing.
 
     Raises:
         UsageError: Lists every line that cannot be used, and why.
@@ -68,7 +68,7 @@ def read_class_list(file: Path) -> ClassList:
     faults: list[str] = []
     classes: list[tuple[int, str, int | None, Color | None]] = []
     ignored: list[tuple[int | None, Color | None]] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate((re.split(r"\s#\s", line)[0] for line in lines), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:

@@ -140,9 +140,9 @@ def _proposal(masks: list[Path]) -> str:
         name = "ignore" if content == (IGNORED,) and len(counts) > 2 else f"class {len(lines)}"
         lines.append(f"  {name}, {', '.join(map(str, content))}")
         if len(lines) <= _SHOWN:
-            lines[-1] += f"    ({100 * count / pixels:.2f} % of the pixels)"
+            lines[-1] += f"    # {100 * count / pixels:.2f} % of the pixels"
     more = [f"  ... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    first = f"The masks ({len(masks)} were read) would have this one, in which the names are yours to give:"
+    first = f"The masks ({len(masks)} were read) fit these lines, in which the names are yours to give:"
     return "\n".join(["", first, *lines[:_SHOWN], *more])
 
 

@@ -23,6 +23,8 @@ def read(folder: Path, text: str | bytes) -> ClassList:
         ("sky\ntraffic light\nclass 1\n", ClassList(("sky", "traffic light", "class 1"), (0, 1, 2))),
         ("\ufeffsky\r\nroad\r\n\r\n", ClassList(("sky", "road"), (0, 1))),
         ("# of a camera\nsky\n\nroad", ClassList(("sky", "road"), (0, 1))),
+        ("a, 0, 0, 0    # 87.50 % of the pixels\nb #0405ff # blue",
+         ClassList(("a", "b"), (0, 1), ((0, 0, 0), (4, 5, 255)))),
         ("road, 7\nsky, 23\n", ClassList(("road", "sky"), (7, 23))),
         ("a, 1, 2, 3\nb b,4,5,6", ClassList(("a", "b b"), (0, 1), ((1, 2, 3), (4, 5, 6)))),
         ("a 1 2 3\nb b #0405ff", ClassList(("a", "b b"), (0, 1), ((1, 2, 3), (4, 5, 255)))),

@@ -219,9 +219,9 @@ def test_says_what_classes_could_be(tmp_path: Path) -> None:
     ) as error:
         folder_classes(tmp_path)
     assert str(error.value).splitlines()[1:] == [
-        "The masks (10 were read) would have this one, in which the names are yours to give:",
-        "  class 0, 0, 0, 0    (87.50 % of the pixels)",
-        "  class 1, 200, 0, 0    (12.50 % of the pixels)",
+        "The masks (10 were read) fit these lines, in which the names are yours to give:",
+        "  class 0, 0, 0, 0    # 87.50 % of the pixels",
+        "  class 1, 200, 0, 0    # 12.50 % of the pixels",
     ]
     for name in TEN:
         Image.fromarray(np.array([[0, 7, 255]], np.uint8)).save(tmp_path / f"masks/{name}.png")
