@@ -11,6 +11,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 _HEADING = re.compile(r"^#+ (.+)$")
 _FENCE = re.compile(r"^```(\w*)$")
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
+# Of what stands in a text only whole commands, no names of tools.
+_SPAN = re.compile(r"`((?:python (?:tools|docs)/|torchrun |make |pip |mim |tensorboard )[^`]*)`")
+_LOOP = re.compile(r"^for (\w+) in (.+); do\n((?:.+\n)+?)done$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -63,3 +67,21 @@ def run_section(path: str | Path, heading: str) -> dict[str, Any]:
         for block in sections(path)[heading]:
             block.run(namespace)
     return namespace
+
+
+def commands(path: str | Path) -> list[str]:
+    """Every command line of a Markdown file, once each: those of its shell blocks, and in its text.
+
+    A line that is continued is one, and a loop is one line a turn. Comments are left out.
+    """
+    text = (ROOT / path).read_text()
+    script = "".join(block.code for block in blocks(path, "sh"))
+    script = _LOOP.sub(_turns, re.sub(r"\\\n\s*|\n\s+(?=\[)", " ", script))
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line.partition(" #")[0] for line in script.splitlines()] + _SPAN.findall(prose)
+    return list(dict.fromkeys(" ".join(line.split()) for line in lines if line.partition("#")[0].strip()))
+
+
+def _turns(loop: re.Match[str]) -> str:
+    name, values, body = loop.groups()
+    return "\n".join(body.replace(f"${name}", value).strip() for value in values.split())

@@ -1,11 +1,8 @@
-"""The code in the README and the docs runs as it stands there, and their commands are accepted."""
+"""The code in the README and the docs runs as it stands there (their commands: test_docs_commands.py)."""
 
 from __future__ import annotations
 
 import re
-import runpy
-import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ from typing import Any
 import docs_code
 import numpy as np
 import pytest
-from docs_code import ROOT, Block
+from docs_code import PAGES, ROOT, Block
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
@@ -23,22 +20,8 @@ from pixeldcl_plugin.apis.model_arguments import read_one_model
 from pixeldcl_plugin.engine.runtime import load_config
 from pixeldcl_plugin.zoo.models import create_model, list_models
 
-PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
-
 #: The one list of what is not run, with the reason: page, heading.
 NOT_RUN: dict[tuple[str, str], str] = {}
-
-#: Lines of a shell that are no tool of the repository. What they do is run elsewhere, or is not for a test.
-OTHER_COMMANDS = {
-    "make": "targets are checked by name; `make test` runs this",
-    "pip": "tests/test_packaging.py installs",
-    "tensorboard": "not ours",
-    "torchrun": "tests/engine/test_distributed.py starts several processes",
-    "for": "a loop around a command, which is checked",
-    "done": "the same",
-    "apt-get": "asks for root and a network",
-    "mim": "asks for a network",
-}
 
 CONFIG_LIKE = re.compile(r"^(_base_|custom_imports|[a-z_]+ = (dict\(|\[))", re.MULTILINE)
 
@@ -60,17 +43,6 @@ def config_blocks() -> Iterator[Any]:
         for block in docs_code.blocks(page):
             if is_config(block) and (page, block.heading) not in NOT_RUN:
                 yield pytest.param(block, id=f"{page}:{block.line}")
-
-
-def commands() -> Iterator[Any]:
-    """Every command line of the docs, in one piece."""
-    for page in PAGES:
-        for block in docs_code.blocks(page, "sh"):
-            if (page, block.heading) in NOT_RUN:
-                continue
-            for line in re.sub(r"\\\n\s*|\n\s+(?=\[)", " ", block.code).splitlines():
-                if line.partition("#")[0].strip():
-                    yield pytest.param(line.strip(), id=f"{page}: {line.strip()[:70]}")
 
 
 @pytest.fixture
@@ -142,36 +114,6 @@ def unknown_types(value: Any) -> Iterator[str]:
             yield from unknown_types(item)
 
 
-@pytest.mark.parametrize("line", list(commands()))
-def test_command_is_accepted(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Placeholders stand for files, which are not looked at while a command line is read."""
-    line = line.partition(" # ")[0].partition("    #")[0]
-    line = re.sub(r"\s*\.\.\.", "", re.sub(r"\[([^\]]*)\]", r"\1", line.replace("[CHECKPOINT]", "")))
-    words = [word.partition("|")[0] for word in shlex.split(line.replace("| tail", "; tail").split(";")[0])]
-    while words and words[0] in ("python", ".venv/bin/python"):
-        words.pop(0)
-    if words[0] == "make":
-        targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-        assert {word for word in words[1:] if "=" not in word and not word.startswith("-")} <= targets
-        return
-    if words[0].startswith("docs/examples/"):  # run by their own tests; here their flags are looked up
-        source = (ROOT / words[0]).read_text()
-        assert all(f'"{word}"' in source for word in words if word.startswith("--")), line
-        return
-    if not words[0].startswith("tools/"):
-        assert Path(words[0]).name in OTHER_COMMANDS, f"{words[0]}: no tool, and not in OTHER_COMMANDS"
-        return
-    replaced = {"N": "1", "D": "1"}
-    words = [replaced.get(word, word) for word in words]
-    monkeypatch.setattr(sys, "argv", words)
-    monkeypatch.setattr(sys, "path", [str((ROOT / words[0]).parent), *sys.path])
-    parse = runpy.run_path(str(ROOT / words[0]))["parse_args"]
-    try:
-        parse(words[1:]) if parse.__code__.co_argcount else parse()
-    except SystemExit as stop:
-        pytest.fail(f"{shlex.join(words)} is refused: {stop}")
-
-
 def test_blocks_know_their_section_and_their_line(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
@@ -186,6 +128,18 @@ def test_blocks_know_their_section_and_their_line(tmp_path: Path) -> None:
         docs_code.run_section(page, "Next")
     assert error.traceback[-1].path == page
     assert error.traceback[-1].lineno + 1 == 18
+
+
+def test_commands_are_found_in_blocks_and_in_the_text(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "`tools/a.py` and `python tools/a.py\n--b 1`\n\n"
+        "```sh\n# first\npython tools/c.py \\\n    --d    # note\n"
+        "for x in 1 2; do\n    python tools/e.py f_$x \\\n        --g\ndone\n"
+        "python tools/h.py\n                  [--i]\n```\n"
+    )
+    options = ["c.py --d", "e.py f_1 --g", "e.py f_2 --g", "h.py [--i]", "a.py --b 1"]
+    assert docs_code.commands(page) == [f"python tools/{option}" for option in options]
 
 
 @pytest.mark.parametrize("page", PAGES)
