@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Time the upsamplers against each other: layers, whole models, of volumes, on logits; and retrofits.
-=======
-"""Time upsamplers against each other: as layers, in U-Nets, on volumes, on logits.
->>>>>>> d57aae2 (Terminal: the last line names a folder once; odd lists of --cfg-options are one line; help fits 80 columns; pictures of images of any shape without gaps)
+"""Time the upsamplers against each other, in layers and in whole models.
 
 All variants of a case are measured in turn in one run, so that their ratios
 hold while the machine drifts:
@@ -10,13 +6,9 @@ hold while the machine drifts:
     python tools/benchmark.py layer --threads 2
     python tools/benchmark.py model --threads 2 --shapes 32,4,256,256
     python tools/benchmark.py volume --threads 1
-<<<<<<< HEAD
-    python tools/benchmark.py decoder --threads 2 --dtypes bf16 --memory-formats channels_last
-    python tools/benchmark.py logits --threads 1 --processor-time --memory-formats channels_last
-    python tools/benchmark.py retrofit --threads 1 --processor-time --memory-formats channels_last
-=======
+    python tools/benchmark.py decoder --threads 2 --dtypes bf16
     python tools/benchmark.py logits --threads 1 --processor-time
->>>>>>> d57aae2 (Terminal: the last line names a folder once; odd lists of --cfg-options are one line; help fits 80 columns; pictures of images of any shape without gaps)
+    python tools/benchmark.py retrofit --threads 1 --processor-time
     python tools/benchmark.py check docs/benchmarks/*.csv
 
 A file holds the runs of one topic, those of several machines too. `check`
@@ -60,17 +52,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--shapes",
         nargs="+",
         type=_shape,
-<<<<<<< HEAD
-        help="layer: batch,in_channels,out_channels,height,width; model: base_channels,batch,height,width;\n"
-        "volume: batch,in_channels,out_channels,depth,height,width;\n"
-        "decoder, logits, retrofit: batch,height,width",
-=======
         metavar="N,N,...",
         help="layer:  batch,in_channels,out_channels,height,width\n"
         "model:  base_channels,batch,height,width\n"
         "volume: batch,in_channels,out_channels,\n        depth,height,width\n"
-        "logits: batch,height,width",
->>>>>>> d57aae2 (Terminal: the last line names a folder once; odd lists of --cfg-options are one line; help fits 80 columns; pictures of images of any shape without gaps)
+        "decoder, logits, retrofit:\n        batch,height,width",
     )
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="(default: all of the kind)")
     settings = {
@@ -96,11 +82,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: cpu)")
     parser.add_argument(
-<<<<<<< HEAD
-        "--out", type=Path, help="the topic's file (docs/benchmarks/{layers,models,decoders,logits}.csv)"
-=======
         "--out", type=Path, metavar="FILE", help="(default: docs/benchmarks/, the topic's .csv file)"
->>>>>>> d57aae2 (Terminal: the last line names a folder once; odd lists of --cfg-options are one line; help fits 80 columns; pictures of images of any shape without gaps)
     )
     add_overwrite_argument(parser, "replace what the same command wrote earlier")
     return parser.parse_args(argv)
