@@ -175,9 +175,6 @@ ELSEWHERE: dict[str, str] = {
     "python tools/stock_configs.py --out docs/results/stock_configs.csv": (
         "tests/tools/test_terminal.py::test_trying_stock_configs"
     ),
-    "python tools/study.py studies/voc12_subset_lite0.yaml --arms deconv-k4 pixeldcl": (
-        "tests/study/test_study.py::test_a_killed_study_goes_on_where_it_was"
-    ),
     "torchrun --nproc-per-node 2 tools/train.py CONFIG --launcher pytorch": (
         "tests/tools/test_tools.py::test_two_processes_train_on_cpu"
     ),
@@ -206,6 +203,7 @@ SKIPPED: dict[str, str] = {
     "torchrun --nproc-per-node 8 tools/train.py "
     "configs/ade20k/segformer_mit-b1-guided_8xb2-160k_ade20k-512x512.py --launcher pytorch": _GPUS,
     "python docs/examples/take_over.py --result FILE": "half an hour, and CamVid's data",
+    "python tools/gallery.py --out gallery.png": "VOC's data",
     "python tools/test.py CONFIG {file}": "a part of a record, which is no command",
     "python tools/train.py CONFIG --seed N": "likewise",
     "apt-get install chromium chromium-driver": "asks for root and a network",

@@ -30,13 +30,14 @@ __all__ = [
     "read_one_model",
 ]
 
-#: What a comparison shows where no model is named, released ones of CamVid: bilinear logits at stride 8, a
-#: U-Net's decoder with deconvolutions and with the paper's layer, and the first with a guided upsampler.
+#: What a comparison shows where no model is named, released ones of VOC: one head whose logits are enlarged
+#: bilinearly, by deconvolutions, by the paper's layer, and guided, trained together and afterwards.
 SHOWN = (
-    "unethead_lite0-s8_1xb8-amp-1k_camvid-160x128",
-    "unethead_lite0-deconv-k4_1xb8-amp-1k_camvid-160x128",
-    "unethead_lite0-pixeldcl_1xb8-amp-1k_camvid-160x128",
-    "unethead_lite0-s8-retrofit_1xb8-amp-300_camvid-160x128",
+    "fcn_lite0-d8_1xb16-amp-1k_voc12-subset-128x128",
+    "fcn_lite0-d8-deconv-k4_1xb16-amp-1k_voc12-subset-128x128",
+    "fcn_lite0-d8-pixeldcl_1xb16-amp-1k_voc12-subset-128x128",
+    "fcn_lite0-d8-guided_1xb16-amp-1k_voc12-subset-128x128",
+    "fcn_lite0-d8-retrofit_1xb16-amp-300_voc12-subset-128x128",
 )
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -1,3 +1,0 @@
-# The logits enlarged by DySample, which sees them alone.
-_base_ = "./fcn_lite0-d8_1xb16-amp-1k_voc12-subset-128x128.py"
-model = dict(type="GuidedEncoderDecoder", upsample_cfg=dict(type="DySample", scale_factor=4, groups=1))
