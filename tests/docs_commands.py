@@ -167,6 +167,12 @@ ELSEWHERE: dict[str, str] = {
     "python tools/demo.py [--models MODEL MODEL] [--names NAME NAME]": _CLONE,
     "python tools/export.py NAME --format onnx --out model.onnx": _CLONE,
     "python tools/test.py NAME": _CLONE,
+    "python tools/benchmark.py decoder --threads 2 --dtypes bf16 --memory-formats channels_last": (
+        "tests/benchmark/test_benchmark.py::test_whole_decoders_can_be_measured"
+    ),
+    "python tools/benchmark.py retrofit": (
+        "tests/benchmark/test_benchmark.py::test_retrofits_can_be_measured"
+    ),
     "python tools/test.py CONFIG FILE.safetensors": (
         "tests/zoo/test_publish.py::test_the_command_writes_a_file_and_its_record"
     ),

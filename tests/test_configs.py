@@ -70,7 +70,8 @@ SYSTEMS = {
         f"{folder}/unethead_lite0-s8_*.py": ["", "-guided"]
         for folder in ("camvid", "voc12_subset", "own_data", "photo_mosaic")
     },
-    **{f"{folder}/fcn_lite0-d8_*.py": ["", "-guided"] for folder in ("camvid", "voc12_subset")},
+    "camvid/fcn_lite0-d8_*.py": ["", "-guided"],
+    "voc12_subset/fcn_lite0-d8_*.py": ["", "-carafe", "-deconv-k4", "-guided", "-pixeldcl"],
     "own_data/unethead_frozen-lite0-s8_*.py": ["", "-guided"],
     "own_data/unet-s5-d16-c16_*.py": ["", "-pixeldcl"],
 }
@@ -165,9 +166,12 @@ def split_upsampler(path: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
     guided = model.pop("upsample_cfg", None)
     # Only a guided model and heads of this package take an upsample_cfg: their type is part of what is
     # switched, and so is the list of guides.
-    if "guide_index" in model or "guide_index" in head:
+    if guided or "guide_index" in head:
         model["type"] = model["type"].removeprefix("Guided")
-        model.pop("guide_index", None) or head.pop("guide_index")
+        model.pop("guide_index", None) or head.pop("guide_index", None)
+    # So is a rate of its own.
+    if (cfg["optim_wrapper"].get("paramwise_cfg") or {}).get("custom_keys", {}).keys() == {"guided"}:
+        del cfg["optim_wrapper"]["paramwise_cfg"]
     head["type"] = head["type"].removeprefix("Upsampled").removeprefix("Staged")
     found = [part.pop("upsample_cfg") for part in (cfg["model"]["backbone"], head) if "upsample_cfg" in part]
     assert len(found) <= 1
@@ -193,10 +197,9 @@ def test_a_family_differs_only_in_its_upsampler(family: str) -> None:
         else:
             allowed = {"pixeldcl": ["PixelDCL"], "ipixeldcl": ["IPixelDCL"], "": ["InterpConv", None]}
             allowed |= {"guided": ["GuidedPixelDCL"], "carafe": ["TorchCARAFE"], "dysample": ["DySample"]}
-            allowed |= {"sapa": ["SAPA"], "fade": ["FADE"]}
-            name, _, form = tag.removeprefix("-").partition("-")
-            assert kind in allowed[name]
-            assert (upsampler or {}).get("separable", False) is (form == "separable")
+            allowed |= {"sapa": ["SAPA"], "fade": ["FADE"], "pixeldcl-separable": ["SeparablePixelDCL"]}
+            assert kind in allowed[tag.removeprefix("-")]
+            assert not (upsampler or {}).get("separable")
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def write_figure(
         # In the colour of its line in the panels below.
         feature.set_ylabel(analysis.name, fontsize=12, fontweight="bold", color=f"C{index}")
         _draw_spectrum(spectrum, analysis.feature)
-        if analysis.logits is not None:
+        if analysis.logits is not None and classes < len(analysis.logits):
             part = _part(analysis.logits[classes], corner)
             _draw_map(output, part, f"logits of class {classes}, the same part")
         elif analysis.constant is not None:
