@@ -9,6 +9,8 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from .logits import logits_model
+
 __all__ = ["DECODER_SHAPES", "DECODER_VARIANTS", "decoder_case"]
 
 #: (batch, height, width): a batch of ``configs/camvid``, and one picture.
@@ -23,26 +25,6 @@ DECODER_VARIANTS: dict[str, dict[str, Any]] = {
     "deconv k4": dict(type="DeconvModule", kernel_size=4),
 }
 
-_NORM = dict(type="BN", requires_grad=True)
-_MODEL: dict[str, Any] = dict(
-    type="EncoderDecoder",
-    backbone=dict(
-        type="TIMMBackbone", model_name="tf_efficientnet_lite0", features_only=True, pretrained=False
-    ),
-    decode_head=dict(
-        type="UNetHead",
-        in_channels=[16, 24, 40, 112, 320],
-        in_index=[0, 1, 2, 3, 4],
-        decoder_channels=[128, 64, 48, 32],
-        num_convs=1,
-        norm_cfg=_NORM,
-        skip_norm_cfg=_NORM,
-        num_classes=11,
-        align_corners=False,
-    ),
-    test_cfg=dict(mode="whole"),
-)
-
 
 def decoder_case(cfg: dict[str, Any], shape: tuple[int, ...]) -> tuple[nn.Module, Tensor]:
     """Build the model of ``configs/camvid/unethead_lite0_*`` with an upsampler in every stage.
@@ -51,7 +33,16 @@ def decoder_case(cfg: dict[str, Any], shape: tuple[int, ...]) -> tuple[nn.Module
     """
     batch, height, width = shape
     init_default_scope("mmseg")
-    model = MODELS.build({**_MODEL, "decode_head": {**_MODEL["decode_head"], "upsample_cfg": dict(cfg)}})
+    model_cfg = logits_model("TIMMBackbone")
+    model_cfg["decode_head"].update(
+        in_channels=[16, 24, 40, 112, 320],
+        in_index=[0, 1, 2, 3, 4],
+        decoder_channels=[128, 64, 48, 32],
+        norm_cfg=dict(type="BN"),
+        num_classes=11,
+        upsample_cfg=dict(cfg),
+    )
+    model = MODELS.build(model_cfg)
     return _ToLogits(model), torch.randn(batch, 3, height, width)
 
 
