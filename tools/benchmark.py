@@ -27,6 +27,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -36,7 +37,7 @@ from pixeldcl_plugin.benchmark import cases
 from pixeldcl_plugin.benchmark import measure as benchmark
 from pixeldcl_plugin.benchmark.report import print_table, read_csv, same_run, write_csv, write_plot
 from pixeldcl_plugin.benchmark.targets import compare, print_outcomes
-from pixeldcl_plugin.utils.cli import UsageError, add_overwrite_argument, report_written, user_errors
+from pixeldcl_plugin.utils.cli import UsageError, add_overwrite_argument, notify, report_written, user_errors
 
 #: What the targets are about.
 TOPICS = ("layers", "formats", "models", "decoders", "logits")
@@ -100,7 +101,18 @@ def check(files: list[Path]) -> None:
     missing = [path for path in files if not path.exists()]
     if missing:
         raise UsageError(f"{missing[0]}: no such file")
-    outcomes = list(compare(row for path in files for row in read_csv(path)))
+    rows: list[dict[str, Any]] = []
+    others = []
+    for path in files:
+        try:
+            rows += read_csv(path)
+        except UsageError as error:
+            others.append(error)
+    if others and not rows:
+        raise others[0]
+    for error in others:
+        notify(f"left out: {error}")
+    outcomes = list(compare(rows))
     print_outcomes(outcomes)
     print(f"{sum(outcome.reached for outcome in outcomes)} of {len(outcomes)} reached")
 

@@ -28,11 +28,15 @@ _FILE_ONLY = (
     '"FileClient" will be deprecated',
     '"HardDiskBackend" is the alias',
     "init_weights of",
+    "paramwise_options -- ",
 )
+# Said of every parameter of a frozen encoder.
+_FROZEN = " is skipped since its requires_grad="
 
 
 def _belongs_on_console(record: logging.LogRecord) -> bool:
-    return not record.getMessage().lstrip("\n-").startswith(_FILE_ONLY)
+    message = record.getMessage().lstrip("\n-")
+    return not message.startswith(_FILE_ONLY) and _FROZEN not in message
 
 
 def _fail(record: logging.LogRecord) -> None:
@@ -81,14 +85,16 @@ class QuietTestRunner(QuietRunner):
 
 @contextlib.contextmanager
 def quiet_logger() -> Iterator[None]:
-    """Keep MMEngine's logger to warnings; initialising a model has lines for every parameter."""
+    """Keep MMEngine's logger to warnings; models and optimizers have lines for every parameter."""
     logger = MMLogger.get_current_instance()
-    level = logger.level
+    level, filters = logger.level, list(logger.filters)
     logger.setLevel("WARNING")
+    logger.addFilter(_belongs_on_console)
     try:
         yield
     finally:
         logger.setLevel(level)
+        logger.filters[:] = filters
 
 
 Item = TypeVar("Item")

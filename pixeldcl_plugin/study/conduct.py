@@ -127,7 +127,7 @@ def conduct(
 
         def iterations(job: Run | Group, configs: dict[str, Config] = configs) -> int:
             members = job.runs if isinstance(job, Group) else (job,)
-            return sum(configs[run.key].train_cfg.max_iters for run in members)
+            return max(configs[run.key].train_cfg.max_iters for run in members)
 
         def finished(job: Run | Group, found: Any, results: ResultFile = results) -> None:
             for row in found if isinstance(job, Group) else [found]:

@@ -35,6 +35,8 @@ from .plan import Run, Study
 
 #: Iterations between two lines of the log.
 _INTERVAL = 50
+#: What the study reads to say how far a group is; where MMEngine's runs have theirs.
+LOG = "together/vis_data/scalars.json"
 #: What a guided segmentor takes and a stock one does not.
 _GUIDED_KEYS = ("upsample_cfg", "guide_index", "guide_channels", "frozen")
 
@@ -75,7 +77,7 @@ def execute_together(study: Study, runs: Sequence[Run], work_dir: str | Path) ->
     if trained:
         set_random_seed(runs[0].seed)
         loader = Runner.build_dataloader(trained[0].cfg.train_dataloader, seed=runs[0].seed)
-        _train(trained, shared, _repeat(loader), runs[0].seed)
+        _train(trained, shared, _repeat(loader), runs[0].seed, folder / LOG)
     found, meta = _score(members, shared)
     rows = []
     for member, scores in zip(members, found, strict=True):
@@ -103,7 +105,8 @@ def _member(study: Study, run: Run) -> _Member:
         model.to(memory_format=torch.channels_last)
     member = _Member(run, cfg, identity, model)
     if study.together.frozen == "backbone" or "upsample_cfg" in cfg.model:
-        member.optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+        with console.quiet_logger():
+            member.optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
         for scheduler in cfg.param_scheduler:
             kind = dict(scheduler, optimizer=member.optimizer, _scope_="mmengine")
             member.schedulers.append(PARAM_SCHEDULERS.build(kind))
@@ -142,9 +145,11 @@ def _decode(member: _Member, features: Any, logits: Tensor | None) -> Tensor:
     return head.enlarge(logits, features) if member.optimizer is not None else logits
 
 
-def _train(members: Sequence[_Member], shared: _Shared, batches: Iterator[Any], seed: int) -> None:
+def _train(members: Sequence[_Member], shared: _Shared, batches: Iterator[Any], seed: int, log: Path) -> None:
     for member in members:
         member.model.train()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)  # of a start that was killed: this one begins anew
     iterations = max(member.cfg.train_cfg.max_iters for member in members)
     for step in range(iterations):
         start = clock()
@@ -166,8 +171,11 @@ def _train(members: Sequence[_Member], shared: _Shared, batches: Iterator[Any], 
             member.loss += float(loss.detach())
             member.seconds.append(common + clock() - start)
         if (step + 1) % _INTERVAL == 0 or step + 1 == iterations:
-            losses = ", ".join(f"{m.run.key} {m.loss / (step + 1):.3f}" for m in members)
+            means = {m.run.key: m.loss / (step + 1) for m in members}
+            losses = ", ".join(f"{key} {loss:.3f}" for key, loss in means.items())
             print(f"iteration {step + 1}/{iterations}, mean loss: {losses}", flush=True)
+            with log.open("a") as file:
+                file.write(json.dumps({"step": step + 1, "loss": sum(means.values()), **means}) + "\n")
 
 
 @torch.no_grad()

@@ -173,6 +173,20 @@ def test_command_writes_once(tmp_path: Path) -> None:
     assert path.read_text() == before
 
 
+def test_check_reads_what_a_pattern_finds(tmp_path: Path) -> None:
+    """The help asks for every CSV of a folder, among them records that no run of the benchmark wrote."""
+    other = tmp_path / "record.csv"
+    other.write_text("x,y\n1,2\n")
+    command = [sys.executable, str(ROOT / "tools/benchmark.py"), "check", str(other)]
+    alone = subprocess.run(command, capture_output=True, text=True)
+    assert alone.returncode == 2
+    assert "no measurements" in alone.stderr
+    both = subprocess.run([*command, str(ROOT / "docs/benchmarks/layers.csv")], capture_output=True, text=True)
+    assert both.returncode == 0, both.stderr
+    assert "left out: " in both.stderr
+    assert both.stdout.splitlines()[-1].endswith(f"of {len(TARGETS)} reached")
+
+
 def test_a_file_keeps_the_runs_of_others(tmp_path: Path) -> None:
     path = tmp_path / "topic.csv"
     notes = dict(command="a", date="2026-01-01", hardware="H", threads=1, torch="2", tf32=False)

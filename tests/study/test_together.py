@@ -16,6 +16,7 @@ from pixeldcl_plugin.apis.scores import score
 from pixeldcl_plugin.engine.builder import build_model, load_model
 from pixeldcl_plugin.study import execute_together, find_group, load_study, runs_left
 from pixeldcl_plugin.utils.cli import UsageError
+from pixeldcl_plugin.visualization.reports import read_scalars
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,6 +73,8 @@ def test_an_arm_learns_in_company_what_it_does_alone(raw: dict[str, Any], tmp_pa
     rows = execute_together(study, find_group(study, "together_seed0").runs, tmp_path / "all")
     assert [row["arm"] for row in rows] == ["bilinear", "guided", "none"]
     assert rows[0]["parameters"] < rows[1]["parameters"]
+    progress, _ = read_scalars(tmp_path / "all")
+    assert max(progress) == 3, "the study says how far its groups are by this"
     frozen, learned = _state(tmp_path / "seed0.pth"), _state(tmp_path / "all/guided_seed0.pth")
     for name, tensor in frozen.items():
         assert torch.equal(tensor, learned[name]), name
