@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
         record.update(channels=args.channels, layer_options=args.layer_options, seed=args.seed)
         analyses = analyze_layers(args)
     else:
-        models = read_models(args.models or SHOWN, untrained=True)
+        models = read_models(args.models or SHOWN.values(), untrained=True)
         names = args.names or model_names(models)
         if len(names) != len(models):
             raise cli.UsageError(f"--names: {len(names)} names for {len(models)} models")

@@ -30,7 +30,7 @@ from pixeldcl_plugin.utils.devices import usable_device
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Compare two models on dropped pictures.")
-    add_models(parser, "--models", default=[SHOWN[0], SHOWN[-1]])
+    add_models(parser, "--models", default=[SHOWN["bilinear"], SHOWN["bilinear, retrofit"]])
     parser.add_argument("--names", nargs=2, metavar="NAME", help="of the models (default: by the configs)")
     parser.add_argument("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")

@@ -73,7 +73,7 @@ def check(args: argparse.Namespace) -> list[ModelArgument]:
         raise cli.UsageError(
             f"--out {str(args.out)!r} exists: choose another file or replace it with --overwrite"
         )
-    models = read_models(args.models or SHOWN)
+    models = read_models(args.models or SHOWN.values())
     if args.names is not None and len(args.names) != len(models):
         raise cli.UsageError(f"--names: {len(args.names)} names for {len(models)} models")
     return models

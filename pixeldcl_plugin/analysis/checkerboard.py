@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ..apis.segmenter import Segmenter
 from ..evaluation import checkerboard
 from ..evaluation.linear_response import bare_layer, equivalent_kernels
+from ..layers.guided_upsample import GuidedUpsample
 from ..models.upsamplers import LearnedUpsample, build_upsampler
 from ..utils.cli import UsageError
 
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 #: Modules that are upsamplers as wholes; what is inside of them is not looked at.
-_UPSAMPLERS = (LearnedUpsample, DeconvModule, InterpConv, nn.ConvTranspose2d)
+_UPSAMPLERS = (LearnedUpsample, GuidedUpsample, DeconvModule, InterpConv, nn.ConvTranspose2d)
 #: Side of the random low-resolution map that a layer by itself is shown.
 _FIELD_SIZE = 32
 
@@ -46,7 +47,7 @@ class UpsamplerMeasures:
         in_channels: Channels of its input.
         out_channels: Channels of its output.
         phase_spread: Of the layer without norm and activation; None where it has none, as for a layer that
-            does not enlarge by a whole factor.
+            does not enlarge by a whole factor or that needs a guide.
         nyquist_ratios: Of the output at (pi, 0), (0, pi) and (pi, pi); None for maps below 8 x 8.
         phase_variance_share: Of the output.
         azimuthal_profile: Of the output; None where it is not asked for.
@@ -68,9 +69,9 @@ class Analysis:
 
     Attributes:
         name: As the caller calls it.
-        upsamplers: In the order in which they run.
+        upsamplers: In the order in which they run; none where the logits are only resized.
         output: Means over images of the measures of the logits, or of the output of a layer by itself.
-        feature: Output of the last upsampler on the first image, ``(C, H, W)``.
+        feature: Output of the last upsampler on the first image, ``(C, H, W)``; without one the logits.
         logits: On the first image, ``(classes, H, W)``; None for a layer by itself.
         labels: Likewise, ``(H, W)``.
         constant: Output of a layer by itself for an input of ones, ``(C, s, s)``; None for a model.
@@ -151,13 +152,9 @@ def analyze_model(name: str, segmenter: Segmenter, images: Sequence[np.ndarray],
             upsampler has fewer if its output is smaller than the image.
 
     Raises:
-        UsageError: If the model has no upsampler that this module knows, there is no image, or one is so
-            large that the segmenter would take it in blocks.
+        UsageError: If there is no image, or one is so large that the segmenter would take it in blocks.
     """
     modules = find_upsamplers(segmenter.model)
-    if not modules:
-        known = ", ".join(cls.__name__ for cls in _UPSAMPLERS)
-        raise UsageError(f"model {name!r} has no upsampler: none of its modules is one of {known}")
     largest = max((image[..., 0].size for image in images), default=0)
     if not 0 < largest <= segmenter.max_pixels:
         raise UsageError(f"images must have 1 to {segmenter.max_pixels} pixels, the largest has {largest}")
@@ -174,7 +171,7 @@ def analyze_model(name: str, segmenter: Segmenter, images: Sequence[np.ndarray],
         labels = torch.from_numpy(prediction.labels.astype(np.int64))
         isolated = checkerboard.isolated_pixel_rate(labels, ignore_index=-1).item()
         outputs.append({**_measure(logits[None], bins), "isolated_pixel_rate": isolated})
-        last = next(reversed(seen))
+        last = next(reversed(seen), None)
         for module, (in_channels, output) in seen.items():
             # A power of two, so that padding does not change it from image to image.
             ratio = 2.0 ** math.floor(math.log2(min(min(output.shape[2:]) / min(image.shape[:2]), 1)))
@@ -182,7 +179,8 @@ def analyze_model(name: str, segmenter: Segmenter, images: Sequence[np.ndarray],
             features.setdefault(module, []).append(measured)
             channels[module] = (in_channels, output.size(1))
         if not shown:
-            shown = dict(feature=seen[last][1][0], logits=logits, labels=prediction.labels)
+            feature = logits if last is None else seen[last][1][0]
+            shown = dict(feature=feature, logits=logits, labels=prediction.labels)
     records = [
         UpsamplerMeasures(
             module,
@@ -193,7 +191,7 @@ def analyze_model(name: str, segmenter: Segmenter, images: Sequence[np.ndarray],
         )
         for module in features
     ]
-    kernels = _kernel_magnitude(modules[last], channels[last][0])
+    kernels = None if last is None else _kernel_magnitude(modules[last], channels[last][0])
     return Analysis(name, records, _means(outputs), kernels=kernels, **shown)
 
 
@@ -252,6 +250,8 @@ def _means(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _phase_spread(module: nn.Module, in_channels: int) -> float | None:
+    if isinstance(module, GuidedUpsample):
+        return None
     try:
         return checkerboard.phase_spread(module, in_channels)
     except ValueError:  # not by a whole factor, as nn.ConvTranspose2d(kernel_size=3, stride=2)
@@ -259,6 +259,8 @@ def _phase_spread(module: nn.Module, in_channels: int) -> float | None:
 
 
 def _kernel_magnitude(module: nn.Module, in_channels: int) -> Tensor | None:
+    if isinstance(module, GuidedUpsample):
+        return None
     try:
         kernels = equivalent_kernels(module, in_channels)
     except ValueError:  # adapts to its input

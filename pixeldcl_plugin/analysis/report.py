@@ -70,7 +70,7 @@ def write_figure(
         elif analysis.constant is not None:
             index, values = _strongest(analysis.constant)
             _draw_map(output, values, f"response to a constant, channel {index}")
-        _draw_kernels(kernels, analysis.kernels)
+        _draw_kernels(kernels, analysis.kernels, "not linear" if analysis.upsamplers else "no upsampler")
     panels = lower.subplots(1, 4 if models else 3)
     if image is not None:
         panels[0].imshow(image)
@@ -130,7 +130,8 @@ def _draw_feature(axes: Axes, analysis: Analysis, corner: tuple[int, int]) -> No
     # Features may be smaller than the image; padding at their far ends does not move the part.
     reference = analysis.feature if analysis.labels is None else analysis.labels
     scale = 2.0 ** round(math.log2(values.shape[-1] / reference.shape[-1]))
-    _draw_map(axes, _part(values, corner, scale), f"last upsampler's output, channel {index}")
+    title = f"last upsampler's output, channel {index}" if analysis.upsamplers else f"logits of class {index}"
+    _draw_map(axes, _part(values, corner, scale), title)
 
 
 def _draw_spectrum(axes: Axes, feature: Tensor) -> None:
@@ -150,13 +151,14 @@ def _draw_spectrum(axes: Axes, feature: Tensor) -> None:
     axes.figure.colorbar(shown, ax=axes, shrink=0.8, label="dB over the mean")
 
 
-def _draw_kernels(axes: Axes, kernels: Tensor | None) -> None:
-    """Draw the kernels of all phases as blocks of one map, in the order of the output's pixels."""
-    axes.set(title="kernel of each phase", xticks=[], yticks=[])
+def _draw_kernels(axes: Axes, kernels: Tensor | None, why: str) -> None:
+    """Draw the kernels of all phases as blocks of one map, in the order of its pixels; or say why not."""
+    axes.set(xticks=[], yticks=[])
     if kernels is None:
         axes.set_axis_off()
-        axes.text(0.5, 0.5, "not linear:\nno kernels", ha="center", va="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, f"{why}:\nno kernels", ha="center", va="center", transform=axes.transAxes)
         return
+    axes.set_title("kernel of each phase")
     scale, size = kernels.size(0), kernels.size(-1)
     # One row and column of nothing between blocks.
     blocks = F.pad(kernels, (0, 1, 0, 1), value=math.nan)
@@ -173,7 +175,8 @@ def _draw_kernels(axes: Axes, kernels: Tensor | None) -> None:
 
 def _draw_profiles(axes: Axes, analyses: Sequence[Analysis], image_profile: Sequence[float] | None) -> None:
     for analysis in analyses:
-        profile = analysis.upsamplers[-1].azimuthal_profile or []
+        last = analysis.upsamplers[-1].azimuthal_profile if analysis.upsamplers else None
+        profile = last or analysis.output["azimuthal_profile"]
         axes.semilogy(radial_frequencies(len(profile)).numpy() * 2, profile, label=analysis.name)
     if image_profile is not None:
         frequencies = radial_frequencies(len(image_profile)).numpy() * 2
@@ -190,9 +193,9 @@ def _draw_profiles(axes: Axes, analyses: Sequence[Analysis], image_profile: Sequ
 def _draw_by_upsampler(axes: Axes, analyses: Sequence[Analysis], values: Sequence[list[float]]) -> None:
     """Draw one line a model over its upsamplers; of layers by themselves one point each, by name."""
     count = max(map(len, values))
-    if count == 1:
-        for index, (value,) in enumerate(values):
-            axes.plot([index], [value], marker="o", markersize=9)
+    if count <= 1:
+        for index, line in enumerate(values):
+            axes.plot([index] * len(line), line, marker="o", markersize=9)
         axes.set_xticks(range(len(values)), [a.name for a in analyses], rotation=15 if len(values) > 3 else 0)
         axes.set_xlim(-0.5, len(values) - 0.5)
     else:

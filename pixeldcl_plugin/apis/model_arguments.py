@@ -30,15 +30,16 @@ __all__ = [
     "read_one_model",
 ]
 
-#: What a comparison shows where no model is named, released ones of VOC: one head whose logits are enlarged
-#: bilinearly, by deconvolutions, by the paper's layer, and guided, trained together and afterwards.
-SHOWN = (
-    "fcn_lite0-d8_1xb16-amp-1k_voc12-subset-128x128",
-    "fcn_lite0-d8-deconv-k4_1xb16-amp-1k_voc12-subset-128x128",
-    "fcn_lite0-d8-pixeldcl_1xb16-amp-1k_voc12-subset-128x128",
-    "fcn_lite0-d8-guided_1xb16-amp-1k_voc12-subset-128x128",
-    "fcn_lite0-d8-retrofit_1xb16-amp-300_voc12-subset-128x128",
-)
+#: What a comparison shows where no model is named, released ones of VOC by what to call them: one head whose
+#: logits are enlarged bilinearly, by deconvolutions, by the paper's layer, and guided, trained together and
+#: afterwards.
+SHOWN = {
+    "bilinear": "fcn_lite0-d8_1xb16-amp-1k_voc12-subset-128x128",
+    "deconvolution k4": "fcn_lite0-d8-deconv-k4_1xb16-amp-1k_voc12-subset-128x128",
+    "PixelDCL": "fcn_lite0-d8-pixeldcl_1xb16-amp-1k_voc12-subset-128x128",
+    "guided": "fcn_lite0-d8-guided_1xb16-amp-1k_voc12-subset-128x128",
+    "bilinear, retrofit": "fcn_lite0-d8-retrofit_1xb16-amp-300_voc12-subset-128x128",
+}
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -176,13 +177,16 @@ def model_names(models: Sequence[ModelArgument]) -> list[str]:
     """Name models by what tells their configs apart, and by their checkpoints where that is not enough.
 
     ``unet-c16-deconv-k4_fcn.py`` and ``unet-c16-pixeldcl_fcn.py`` become ``deconv-k4`` and ``pixeldcl``; a
-    name that has nothing which the others lack stays whole.
+    name that has nothing which the others lack stays whole. Those of :data:`SHOWN` are called as there.
     """
     stems = [Path(model.config).stem for model in models]
+    called = {stem: name for name, stem in SHOWN.items()}
     parts = [re.split(r"[-_]", stem) for stem in stems]
     common = set(parts[0]).intersection(*parts[1:])
     short = ["-".join(part for part in words if part not in common) for words in parts]
     names = [name or stem for name, stem in zip(short, stems, strict=True)]
+    if all(stem in called for stem in stems):
+        names = [called[stem] for stem in stems]
     weights = [Path(model.checkpoint).stem if model.checkpoint else "untrained" for model in models]
     return [
         f"{name} ({of})" if of == "untrained" or names.count(name) > 1 else name

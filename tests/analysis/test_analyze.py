@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import runpy
 import subprocess
@@ -23,6 +24,7 @@ from pixeldcl_plugin.analysis import report as report
 from pixeldcl_plugin.apis.model_arguments import read_model
 from pixeldcl_plugin.apis.segmenter import Segmenter
 from pixeldcl_plugin.evaluation.checkerboard import phase_spread
+from pixeldcl_plugin.layers.guided import GuidedPixelDCL
 from pixeldcl_plugin.utils.cli import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -113,15 +115,43 @@ def test_measures_are_means_over_images(models: list[Segmenter]) -> None:
     assert torch.equal(both.feature, single[0].feature)
 
 
-def test_a_model_without_upsampler_and_wrong_images_are_refused(models: list[Segmenter]) -> None:
+def test_a_model_that_only_resizes_its_logits(models: list[Segmenter], tmp_path: Path) -> None:
+    """Stock FCN, PSP and DeepLab: there is no layer to look into, and the logits are what there is to see."""
+    resizing = copy.deepcopy(models[0])
+    for stage in resizing.model.backbone.decoder:
+        stage.upsample = nn.Upsample(scale_factor=2)
+        stage.upsample.register_forward_pre_hook(
+            lambda module, inputs: inputs[0][:, : inputs[0].size(1) // 2]
+        )
+    images, bins = [photo(0)], 24
+    plain, deconv = (
+        analysis.analyze_model(str(n), m, images, bins) for n, m in enumerate((resizing, models[0]))
+    )
+    assert plain.upsamplers == []
+    assert plain.kernels is None
+    assert torch.equal(plain.feature, plain.logits)
+    assert len(plain.output["azimuthal_profile"]) == bins
+    report.write_figure(
+        [plain, deconv], tmp_path / "a.png", images[0], analysis.profile_of_images(images, bins)
+    )
+    report.write_figure([plain], tmp_path / "b.png", images[0])
+    assert all((tmp_path / f"{name}.png").stat().st_size > 0 for name in "ab")
+    report.print_table([plain])
+
+
+def test_a_guided_upsampler_has_measures_but_no_kernels() -> None:
+    model = nn.Sequential()
+    model.guided = GuidedPixelDCL(3, 2)
+    assert list(analysis.find_upsamplers(model)) == ["guided"]
+    assert analysis._phase_spread(model.guided, 3) is None
+    assert analysis._kernel_magnitude(model.guided, 3) is None
+
+
+def test_wrong_images_are_refused(models: list[Segmenter]) -> None:
     with pytest.raises(UsageError, match=r"1 to 2097152 pixels, the largest has 2200000"):
         analysis.analyze_model("m", models[0], [np.zeros((1000, 2200, 3), np.uint8)], 8)
     with pytest.raises(UsageError, match="the largest has 0"):
         analysis.analyze_model("m", models[0], [], 8)
-    for stage in models[0].model.backbone.decoder:
-        stage.upsample = nn.Identity()
-    with pytest.raises(UsageError, match="model 'm' has no upsampler"):
-        analysis.analyze_model("m", models[0], [photo(0)], 8)
     with pytest.raises(ValueError, match="16 x 16 pixels, the smallest has a side of 9"):
         analysis.profile_bins([photo(0), photo(0, 9, 30)])
     assert analysis.profile_bins([photo(0, 200, 300)]) == 32

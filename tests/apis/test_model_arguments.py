@@ -12,6 +12,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from released import MODEL, UPSAMPLED, config_file, make_root, release, save_checkpoint, tiny_model
 
 from pixeldcl_plugin.apis.model_arguments import (
+    SHOWN,
     ModelArgument,
     add_models,
     model_names,
@@ -142,3 +143,6 @@ def test_names_of_models() -> None:
     assert names((deconv, "a/x.pth"), (deconv, "y.pth")) == [f"{stem} (x)", f"{stem} (y)"]
     assert names(("unet_fcn.py", "x.pth"), ("unet-pixeldcl_fcn.py", "x.pth")) == ["unet_fcn", "pixeldcl"]
     assert names(("unet_fcn.py", "x.pth")) == ["unet_fcn"]
+    first, *_, last = SHOWN.values()
+    assert names((f"{first}.py", "x"), (f"{last}.py", "x")) == ["bilinear", "bilinear, retrofit"]
+    assert names((f"{first}.py", "x"), (f"{first}.py", "y")) == ["bilinear (x)", "bilinear (y)"]

@@ -181,7 +181,9 @@ def test_check_reads_what_a_pattern_finds(tmp_path: Path) -> None:
     alone = subprocess.run(command, capture_output=True, text=True)
     assert alone.returncode == 2
     assert "no measurements" in alone.stderr
-    both = subprocess.run([*command, str(ROOT / "docs/benchmarks/layers.csv")], capture_output=True, text=True)
+    both = subprocess.run(
+        [*command, str(ROOT / "docs/benchmarks/layers.csv")], capture_output=True, text=True
+    )
     assert both.returncode == 0, both.stderr
     assert "left out: " in both.stderr
     assert both.stdout.splitlines()[-1].endswith(f"of {len(TARGETS)} reached")
