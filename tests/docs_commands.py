@@ -35,8 +35,8 @@ _SETTINGS = "train_cfg.max_iters=2 train_cfg.val_interval=2 train_dataloader.bat
 _TRAINED = f"--cfg-options {_SETTINGS}"
 _OWN = "unethead_frozen-lite0-s8-guided_1xb8-amp-500_own-data-256x256"
 _DIR = {"data_root=DIR": "data_root=.cache/own_data"}
-_DECONVOLUTION = "unethead_lite0-deconv-k4_1xb8-amp-1k_camvid-160x128"
 _PIXELDCL = "unethead_lite0-pixeldcl_1xb8-amp-1k_camvid-160x128"
+_STAGE = "unethead_lite0-s8_1xb8-amp-1k_camvid-160x128"
 _VAE = "vae_pixeldcl_1xb16-1k_lfw-64x64"
 _NETWORK = "installs from a network; tests/test_packaging.py builds and installs the package"
 _MIM = "asks for openmim, which is no dependency"
@@ -81,7 +81,6 @@ RUN: dict[str, Small] = {
             "[--launcher pytorch] [--overwrite]": "",  # run by other tests
         }
     ),
-    f"python tools/train.py configs/camvid/{_PIXELDCL}.py --seed 0": Small(add=_TRAINED),
     "python tools/train.py configs/voc12aug/unet-s5-d16-pixeldcl_fcn_1xb8-20k_voc12aug-256x256.py": Small(
         add=f"{_TRAINED} model.backbone.base_channels=4 model.decode_head.in_channels=4"
     ),
@@ -119,23 +118,22 @@ RUN: dict[str, Small] = {
     "python tools/retrofit.py CONFIG CHECKPOINT --cfg-options data_root=DIR": Small(
         _DIR | {"CONFIG CHECKPOINT": _BILINEAR}, "--iters 2"
     ),
-    f"python tools/gallery.py configs/camvid/{_DECONVOLUTION}.py DECONVOLUTION/iter_1000.pth "
-    f'configs/camvid/{_PIXELDCL}.py PIXELDCL/iter_1000.pth --names "deconvolution k4" PixelDCL '
-    "--out gallery.png": Small(
-        {
-            f"configs/camvid/{_DECONVOLUTION}.py DECONVOLUTION/iter_1000.pth": _DECONVOLUTION,
-            "PIXELDCL/iter_1000.pth": f"work_dirs/{_PIXELDCL}/iter_2.pth",
-        },
-        "--count 1",
+    f"python tools/gallery.py {_STAGE} {_STAGE.replace('s8', 's8-carafe')} "
+    f"{_STAGE.replace('s8', 's8-retrofit').replace('1k', '300')} {_STAGE.replace('s8', 's8-guided')} "
+    '--names bilinear CARAFE "bilinear, retrofit" "guided, trained together" --out gallery.png': Small(
+        {"gallery.png": "camvid.png"}, "--count 1"
     ),
     "python tools/gallery.py [MODEL ...] [--names NAME ...] --out gallery.png": Small(
         {"MODEL ...": f"{_GUIDED} {_BILINEAR}", "NAME ...": "guided bilinear", "gallery.png": "own.png"}
     ),
     "python tools/analyze_checkerboard.py NAME CONFIG CHECKPOINT CONFIG --images FOLDER --out DIR": Small(
         {
-            "NAME CONFIG CHECKPOINT CONFIG": f"{_PIXELDCL} {_GUIDED} configs/camvid/{_PIXELDCL}.py",
+            "NAME CONFIG CHECKPOINT CONFIG": f"{_STAGE} {_GUIDED} configs/camvid/{_PIXELDCL}.py",
             "FOLDER --out DIR": "new_images --out checkerboard/models",
         }
+    ),
+    "python tools/analyze_checkerboard.py --images data/voc2012_subset/JPEGImages --out DIR": Small(
+        {"DIR": "checkerboard/released"}, "--max-images 2"
     ),
     "python tools/analyze_checkerboard.py --layer DeconvModule PixelDCL --channels 64 32 --out DIR": Small(
         {"DIR": "checkerboard/layers"}

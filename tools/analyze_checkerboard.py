@@ -126,15 +126,17 @@ def run(args: argparse.Namespace) -> None:
         except ValueError as error:
             raise cli.UsageError(f"--images: {error}") from error
         image, image_profile = images[0], profile_of_images(images, bins)
-        analyses = []
+        analyses, read = [], []
         for name, model in zip(names, models, strict=True):
-            print(f"{name}: {model.config}, {model.checkpoint or 'untrained'}", flush=True)
+            weights = cli.shown(model.checkpoint) if model.checkpoint else None
+            print(f"{name}: {cli.shown(model.config)}, {weights or 'untrained'}", flush=True)
+            read.append(dict(config=cli.shown(model.config), checkpoint=weights))
             network = model.load_segmentor(args.seed)
             segmenter = pixeldcl_plugin.Segmenter(network, device=usable_device(None))
             analyses.append(analyze_model(name, segmenter, images, bins))
         record.update(
-            models=[dict(config=model.config, checkpoint=model.checkpoint) for model in models],
-            images=[str(path) for path in paths[: args.max_images]],
+            models=read,
+            images=[cli.shown(path) for path in paths[: args.max_images]],
             image_profile=image_profile,
         )
     args.out.mkdir(parents=True, exist_ok=True)
