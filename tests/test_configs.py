@@ -68,8 +68,9 @@ SYSTEMS = {
     },
     **{
         f"{folder}/unethead_lite0-s8_*.py": ["", "-guided"]
-        for folder in ("camvid", "voc12_subset", "own_data", "photo_mosaic")
+        for folder in ("voc12_subset", "own_data", "photo_mosaic")
     },
+    "camvid/unethead_lite0-s8_*.py": ["", "-carafe", "-guided"],
     "camvid/fcn_lite0-d8_*.py": ["", "-guided"],
     "voc12_subset/fcn_lite0-d8_*.py": ["", "-carafe", "-deconv-k4", "-guided", "-pixeldcl"],
     "own_data/unethead_frozen-lite0-s8_*.py": ["", "-guided"],
