@@ -130,8 +130,10 @@ def _plot_cost(summaries: Mapping[str, Summary], path: Path) -> None:
         place = s.mean("predict_ms"), s.mean("mBIoU")
         axes.errorbar(*place, yerr=np.nan_to_num(s.deviation("mBIoU")), fmt="o", color=color, capsize=2)
         line = dict(arrowstyle="-", color=color, alpha=0.5, linewidth=0.8, relpos=(0.0, 0.5))
-        text = dict(xytext=(1.03, height), textcoords="axes fraction", fontsize=8, va="center")
-        axes.annotate(s.arm, place, arrowprops=line, **text)
+        where = (1.03, height)
+        axes.annotate(
+            s.arm, place, where, textcoords="axes fraction", fontsize=8, va="center", arrowprops=line
+        )
     axes.set(xlabel="prediction of an image, ms of processor time", ylabel="Boundary IoU")
     axes.grid(alpha=0.3)
     with written_whole(path) as part:
