@@ -47,8 +47,9 @@ class GuidedPixelDCL(GuidedUpsample):
             :class:`~pixeldcl_plugin.layers.guided_upsample.GuidedUpsample`.
         scale_factor: 2, 4 or 8: one, two or three steps.
         order: 'near', 'wide' and 'ipixeldcl', each phase from the input and the earlier phases: of the input
-            the pixels nearest to it, the same with 5x5 for the first phase, or all 3x3; 'pixeldcl', the first phase from the input and the others
-            from the earlier phases; None, each phase from the input alone.
+            the pixels nearest to it, the same with 5x5 for the first phase, or all 3x3; 'pixeldcl', the first
+            phase from the input and the others from the earlier phases; None, each phase from the input
+            alone.
         groups: Groups of channels with weights of their own; must divide C.
         hidden_channels: Channels of h, from which the weights are predicted: of all steps, or of each from
             the first on. The last serves the other steps too; a step costs four times the one before it.

@@ -40,8 +40,8 @@ STAGES: dict[str | None, tuple[tuple[tuple[Neighbour, ...], ...], ...]] = {
     None: ((_X, _X, _X, _X),),
 }
 #: Orders of the phases: that of iPixelDCL (from the input and the earlier phases), of the input the nearest
-#: pixels, for the first phase maybe 5x5, or all 3x3; that of PixelDCL (the first from the input, the others from the earlier phases alone);
-#: or none (each from the input alone).
+#: pixels, the same with 5x5 of them for the first phase, or all 3x3; that of PixelDCL (the first from the
+#: input, the others from the earlier phases alone); or none (each from the input alone).
 ORDERS = tuple(STAGES)
 
 
