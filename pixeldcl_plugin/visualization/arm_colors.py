@@ -7,4 +7,4 @@ __all__ = ["arm_color"]
 
 def arm_color(name: str, other: str = "#4c72b0") -> str:
     """Return red for an upsampler of this package, told by its name, else ``other``."""
-    return "#c44e52" if "pixeldcl" in name or "guided" in name else other
+    return "#c44e52" if any(part in name for part in ("pixeldcl", "guided", "separable")) else other
