@@ -1,11 +1,8 @@
-"""A segmentor as one file that runs without this package, proven equal to the original by running it."""
+"""A model as one file that runs without this package, proven equal to the original by running it."""
 
 from __future__ import annotations
 
-import importlib.util
-import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,8 +11,18 @@ from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from ..models.vae import VAE
+from ..models.vae_densities import to_image
 from ..utils.cli import UsageError
-from ..utils.files import written_whole
+from .exported_file import (
+    FORMATS,
+    ExportError,
+    Parity,
+    check_request,
+    load_exported,
+    trace_open,
+    write_proven,
+)
 from .traceable import traceable
 
 __all__ = [
@@ -23,30 +30,14 @@ __all__ = [
     "ExportError",
     "InferenceModel",
     "Parity",
+    "SamplingModel",
     "check_request",
     "export_segmentor",
+    "export_vae",
     "load_exported",
     "size_multiple",
     "trace",
 ]
-
-#: Formats and the endings of their files.
-FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
-
-_REQUIRED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
-
-
-class ExportError(RuntimeError):
-    """A model cannot be exported, or its file does not compute what the model does."""
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How far the file's logits are from the model's, on one random image batch."""
-
-    shape: tuple[int, int, int, int]
-    difference: float  # the largest absolute one
-    magnitude: float  # the largest absolute logit
 
 
 class InferenceModel(nn.Module):
@@ -73,6 +64,25 @@ class InferenceModel(nn.Module):
         return logits
 
 
+class SamplingModel(nn.Module):
+    """What the decoder of a VAE makes of latents, drawn from N(0, I) or anywhere else.
+
+    Args:
+        vae: A :class:`~pixeldcl_plugin.models.vae.VAE`.
+
+    Shape:
+        Latents ``(N, latent_channels)`` -> pictures ``(N, 3, image_size, image_size)`` in [0, 1].
+    """
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Compute the mean of the likelihood, as a picture."""
+        return to_image(self.vae.decode(latents))
+
+
 def size_multiple(segmentor: EncoderDecoder) -> int:
     """Return what the height and width of an image must be multiples of.
 
@@ -84,29 +94,6 @@ def size_multiple(segmentor: EncoderDecoder) -> int:
         return 32
     stages = zip(backbone.strides[1:], backbone.downsamples, strict=True)
     return 2 ** sum(stride == 2 or downsample for stride, downsample in stages)
-
-
-def check_request(file: Path, format: str, overwrite: bool) -> None:
-    """Check what can be checked before any work.
-
-    Raises:
-        ValueError: If the format is none of :data:`FORMATS`.
-        UsageError: If the file exists and may not be overwritten, its folder does not exist, its name
-            does not end as the format's, or a package that the format needs is not installed.
-    """
-    if format not in FORMATS:
-        raise ValueError(f"format must be one of {tuple(FORMATS)}, got {format!r}")
-    if file.suffix != FORMATS[format]:
-        raise UsageError(f"--out {str(file)!r}: a file of format {format!r} ends in {FORMATS[format]!r}")
-    if not file.parent.is_dir():
-        raise UsageError(f"--out {str(file)!r}: there is no folder {str(file.parent)!r}")
-    if file.is_dir():
-        raise UsageError(f"--out {str(file)!r} is a folder")
-    if file.exists() and not overwrite:
-        raise UsageError(f"--out {str(file)!r} exists: choose another file or replace it with --overwrite")
-    missing = [name for name in _REQUIRED[format] if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(f"--format {format} needs the packages {', '.join(missing)}: pip install them")
 
 
 def export_segmentor(
@@ -163,21 +150,62 @@ def export_segmentor(
     note("tracing the model, its sizes left open")
     program = trace(InferenceModel(traceable(segmentor)).eval(), (height, width), multiple)
 
-    with written_whole(file) as unproven:
-        note(f"converting it, format {format}")
-        _save(program, unproven, format)
-        note("running the file on images of other sizes")
-        run = load_exported(unproven, format)
-        parities = []
-        for shape in _unseen_shapes(_image_channels(segmentor), height, width, multiple):
-            parities.append(_compare(model, run, shape))
-            report(parities[-1])
-        if not all(parity.difference <= tolerance for parity in parities):  # true for NaN too
-            raise ExportError(
-                f"the exported logits differ from the model's by more than {tolerance:g}: "
-                f"{str(file)!r} was not written"
-            )
-    return parities
+    return write_proven(
+        program,
+        model,
+        _unseen_shapes(_image_channels(segmentor), height, width, multiple),
+        file,
+        format,
+        names=("image", "logits"),
+        tolerance=tolerance,
+        report=report,
+        note=note,
+    )
+
+
+def export_vae(
+    vae: VAE,
+    file: Path,
+    format: str,
+    *,
+    tolerance: float = 1e-4,
+    overwrite: bool = False,
+    report: Callable[[Parity], None] = lambda parity: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> list[Parity]:
+    """Export the decoder of a VAE with a dynamic batch, and check the file by running it.
+
+    Args:
+        vae: The model, in evaluation mode and on the CPU; it is left as it is.
+        file: As in :func:`export_segmentor`, as are ``format``, ``overwrite``, ``report`` and ``note``.
+        format: Likewise.
+        tolerance: Largest absolute difference allowed between the pictures of the file and the model.
+        overwrite: Likewise.
+        report: Likewise.
+        note: Likewise.
+
+    Returns:
+        The comparisons: the file and the model on batches that were not traced.
+
+    Raises:
+        UsageError: As :func:`check_request`.
+        ExportError: As :func:`export_segmentor`.
+    """
+    check_request(file, format, overwrite)
+    note("tracing the decoder, its batch left open")
+    latents = torch.zeros(2, vae.latent_channels)
+    program = trace_open(SamplingModel(traceable(vae)).eval(), latents, {0: Dim("batch")})
+    return write_proven(
+        program,
+        SamplingModel(vae).eval(),
+        [(1, vae.latent_channels), (5, vae.latent_channels)],
+        file,
+        format,
+        names=("latent", "pictures"),
+        tolerance=tolerance,
+        report=report,
+        note=note,
+    )
 
 
 def trace(model: nn.Module, size: tuple[int, int], multiple: int) -> ExportedProgram:
@@ -194,67 +222,7 @@ def trace(model: nn.Module, size: tuple[int, int], multiple: int) -> ExportedPro
     """
     dims = {2: multiple * Dim("height", min=2), 3: multiple * Dim("width", min=2)}
     image = torch.zeros(2, _image_channels(model), *size)
-    try:
-        with torch.no_grad():
-            program = torch.export.export(model, (image,), dynamic_shapes=({0: Dim("batch"), **dims},))
-    except Exception as error:  # torch.export documents no common type
-        reason = _first_line(error)
-        raise ExportError(f"torch.export cannot trace the model with dynamic sizes: {reason}") from error
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it would carry the paths of this machine into the file
-    return program
-
-
-def load_exported(file: Path, format: str) -> Callable[[Tensor], Tensor]:
-    """Load an exported file as a function from images to logits, on the CPU.
-
-    Args:
-        file: What :func:`export_segmentor` wrote.
-        format: One of :data:`FORMATS`.
-    """
-    if format == "torch":
-        module = torch.export.load(file).module()
-        return lambda image: module(image)
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return lambda image: torch.from_numpy(session.run(["logits"], {"image": image.numpy()})[0])
-
-
-def _save(program: ExportedProgram, file: Path, format: str) -> None:
-    if format == "torch":
-        # By Python: on a full disk torch's own writer ends the process.
-        content = io.BytesIO()
-        torch.export.save(program, content)
-        file.write_bytes(content.getbuffer())
-        return
-    converted = torch.onnx.export(
-        program, dynamo=True, input_names=["image"], output_names=["logits"], verbose=False
-    )
-    if converted is None:  # only an export straight to a file returns nothing
-        raise ExportError("torch.onnx.export returned no program")
-    converted.save(file)
-
-
-@torch.no_grad()
-def _compare(model: nn.Module, run: Callable[[Tensor], Tensor], shape: tuple[int, int, int, int]) -> Parity:
-    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    expected = model(image)
-    try:
-        actual = run(image)
-    except Exception as error:  # a runtime's own types
-        reason = _first_line(error)
-        raise ExportError(f"the exported model fails on an image batch {shape}: {reason}") from error
-    if actual.shape != expected.shape:
-        raise ExportError(
-            f"the exported model makes {tuple(actual.shape)} of {shape}, the model {tuple(expected.shape)}"
-        )
-    return Parity(shape, (actual - expected).abs().max().item(), expected.abs().max().item())
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return trace_open(model, image, {0: Dim("batch"), **dims})
 
 
 def _unseen_shapes(

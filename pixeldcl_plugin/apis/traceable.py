@@ -1,8 +1,9 @@
-"""A segmentor as torch.export can trace it: what stands in its way replaced by what computes the same."""
+"""A model as torch.export can trace it: what stands in its way replaced by what computes the same."""
 
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import TypeVar
 
 import torch.nn.functional as F
 from mmseg.models.segmentors import EncoderDecoder
@@ -12,9 +13,12 @@ from torch import Tensor, nn
 __all__ = ["traceable"]
 
 
-def traceable(segmentor: EncoderDecoder) -> EncoderDecoder:
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def traceable(model: Model) -> Model:
     """Return a copy for inference only: constraints folded into the weights, no auxiliary head."""
-    copy = deepcopy(segmentor).requires_grad_(False)
+    copy = deepcopy(model).requires_grad_(False)
     for module in list(copy.modules()):
         if callable(fold := getattr(module, "fold", None)):
             fold()
@@ -24,7 +28,7 @@ def traceable(segmentor: EncoderDecoder) -> EncoderDecoder:
             module.__class__ = _WholeUpsample
         elif type(module) is nn.ReLU6:
             module.__class__ = _Clamped
-    if copy.with_auxiliary_head:
+    if isinstance(copy, EncoderDecoder) and copy.with_auxiliary_head:
         copy.auxiliary_head = None
     return copy
 

@@ -17,7 +17,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from torch import nn
 
-from pixeldcl_plugin.apis import export
+from pixeldcl_plugin.apis import export, exported_file
 from pixeldcl_plugin.engine.builder import load_model
 from pixeldcl_plugin.layers import pixel_dcl as layers
 from pixeldcl_plugin.utils.checkpoints import CheckpointError
@@ -197,7 +197,7 @@ def test_file_that_does_not_run_is_refused(
     def broken(image: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("Non-zero status\nand more")
 
-    monkeypatch.setattr(export, "load_exported", lambda *args: broken)
+    monkeypatch.setattr(exported_file, "load_exported", lambda *args: broken)
     message = r"fails on an image batch \(1, 3, 10, 12\): Non-zero status$"
     with pytest.raises(export.ExportError, match=message):
         export.export_segmentor(segmentor, tmp_path / "model.pt2", "torch")
@@ -265,7 +265,7 @@ def test_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         export.check_request(tmp_path / "absent/model.pt2", "torch", overwrite=False)
     with pytest.raises(ValueError, match=r"one of \('onnx', 'torch'\), got 'tflite'"):
         export.check_request(tmp_path / "model.tflite", "tflite", overwrite=False)
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(exported_file.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="needs the packages onnx, onnxscript, onnxruntime"):
         export.check_request(tmp_path / "model.onnx", "onnx", overwrite=False)
 
