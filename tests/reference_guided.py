@@ -37,9 +37,7 @@ def mean_of_neighbours(x: Tensor, logits: Tensor, order: str | None) -> Tensor:
             neighbours = square
         elif order == "pixeldcl":
             neighbours = before or square
-        elif order == "wide" and not before:
-            neighbours = [("x", dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)][:-1]
-        elif order in ("near", "wide"):
+        elif order == "near":
             neighbours = near[phase] + before
         else:
             neighbours = square + before

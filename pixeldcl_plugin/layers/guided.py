@@ -24,8 +24,8 @@ from .neighbours import ORDERS, bilinear_weights, phase_neighbours
 __all__ = ["GuidedPixelDCL"]
 
 #: What the untrained layer gives each neighbour that bilinear interpolation leaves out. A logarithm needs
-#: more than zero, and so does a gradient; three steps with all of these stay within 1e-3 of the range.
-_LEFT_OUT, _LEFT_OUT_IN_ALL = 3e-5, 4e-4
+#: more than zero, and so does a gradient; three steps with up to nine of these stay within 1e-3 of the range.
+_LEFT_OUT = 3e-5
 
 
 class GuidedPixelDCL(GuidedUpsample):
@@ -46,10 +46,9 @@ class GuidedPixelDCL(GuidedUpsample):
         guide_channels: Those of the guide or guides, see
             :class:`~pixeldcl_plugin.layers.guided_upsample.GuidedUpsample`.
         scale_factor: 2, 4 or 8: one, two or three steps.
-        order: 'near', 'wide' and 'ipixeldcl', each phase from the input and the earlier phases: of the input
-            the pixels nearest to it, the same with 5x5 for the first phase, or all 3x3; 'pixeldcl', the first
-            phase from the input and the others from the earlier phases; None, each phase from the input
-            alone.
+        order: 'near' and 'ipixeldcl', each phase from the input and the earlier phases, with the pixels of
+            the input nearest to it or all 3x3; 'pixeldcl', the first phase from the input and the others
+            from the earlier phases; None, each phase from the input alone.
         groups: Groups of channels with weights of their own; must divide C.
         hidden_channels: Channels of h, from which the weights are predicted: of all steps, or of each from
             the first on. The last serves the other steps too; a step costs four times the one before it.
@@ -151,12 +150,7 @@ class _Step(nn.Module):
         if self.spread is not None:
             nn.init.kaiming_normal_(self.spread, nonlinearity="linear")
         nn.init.zeros_(self.predict.weight)
-        logits = torch.cat(
-            [
-                weights.clamp(min=min(_LEFT_OUT, _LEFT_OUT_IN_ALL / len(weights))).log()
-                for weights in bilinear_weights(self.order)
-            ]
-        )
+        logits = torch.cat([weights.clamp(min=_LEFT_OUT).log() for weights in bilinear_weights(self.order)])
         with torch.no_grad():
             self.get_parameter("predict.bias").copy_(logits.repeat(self.groups))
         if self.residual is not None:

@@ -44,16 +44,14 @@ def mean_of_neighbours(x: Tensor, logits: Tensor, order: str | None) -> Tensor:
 
     In the order 'near' the first has ``x[3x3]`` but for ``x[i + 1, j + 1]``, the latter three the four pixels
     of ``x`` that they lie amid, ``x[i : i + 2, j : j + 2]``, ``x[i - 1 : i + 1, j : j + 2]`` and
-    ``x[i : i + 2, j - 1 : j + 1]``. The order 'wide' differs from it in the first, which has ``x[5x5]`` but
-    for ``x[i + 2, j + 2]``. In the order 'pixeldcl' they have none of ``x``; without an order all four have
-    nothing else.
+    ``x[i : i + 2, j - 1 : j + 1]``. In the order 'pixeldcl' they have none of ``x``; without an order all
+    four have nothing else.
 
     Args:
         x: Input, ``(N, C, H, W)``.
         logits: Logits of the weights of p00, p11, p01 and p10, one phase after the other, in the order of
             :func:`~pixeldcl_plugin.layers.neighbours.phase_neighbours`:
-            ``(N, 4 * 8, H, W)`` for 'near', ``(N, 24 + 3 * 8, H, W)`` for 'wide',
-            ``(N, 9 + 13 + 13 + 13, H, W)`` for 'ipixeldcl',
+            ``(N, 4 * 8, H, W)`` for 'near', ``(N, 9 + 13 + 13 + 13, H, W)`` for 'ipixeldcl',
             ``(N, 9 + 4 + 4 + 4, H, W)`` for 'pixeldcl', ``(N, 4 * 9, H, W)`` for None. Channels share them.
         order: One of :data:`~pixeldcl_plugin.layers.neighbours.ORDERS`.
 

@@ -19,7 +19,6 @@ __all__ = ["ORDERS", "STAGES", "Neighbour", "bilinear_weights", "phase_neighbour
 Neighbour = tuple[int, int, int]
 
 _X = tuple((0, dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
-_X5 = tuple((0, dy, dx) for dy in range(-2, 3) for dx in range(-2, 3))
 # The pixels of the input that a phase lies amid, and bilinear interpolation reads.
 _NEAR_P11 = tuple((0, dy, dx) for dy in (0, 1) for dx in (0, 1))
 _NEAR_P01 = tuple((0, dy, dx) for dy in (-1, 0) for dx in (0, 1))
@@ -28,20 +27,18 @@ _NEAR_P10 = tuple((0, dy, dx) for dy in (0, 1) for dx in (-1, 0))
 _OF_P11 = ((1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1))
 _OF_P01 = ((1, 0, 0), (1, 0, 1), (2, -1, 0), (2, 0, 0))
 _OF_P10 = ((1, 0, 0), (1, 1, 0), (2, 0, -1), (2, 0, 0))
-_NEAR_LATER = ((_NEAR_P11 + _OF_P11,), (_NEAR_P01 + _OF_P01, _NEAR_P10 + _OF_P10))
 
 #: Stages: the phases of one stage are made together, from what the stages before it have made.
 STAGES: dict[str | None, tuple[tuple[tuple[Neighbour, ...], ...], ...]] = {
     # Eight a phase: a CPU computes sixteen numbers at a time. The one left out of p00's is the farthest.
-    "near": ((_X[:-1],), *_NEAR_LATER),
-    "wide": ((_X5[:-1],), *_NEAR_LATER),
+    "near": ((_X[:-1],), (_NEAR_P11 + _OF_P11,), (_NEAR_P01 + _OF_P01, _NEAR_P10 + _OF_P10)),
     "ipixeldcl": ((_X,), (_X + _OF_P11,), (_X + _OF_P01, _X + _OF_P10)),
     "pixeldcl": ((_X,), (_OF_P11,), (_OF_P01, _OF_P10)),
     None: ((_X, _X, _X, _X),),
 }
 #: Orders of the phases: that of iPixelDCL (from the input and the earlier phases), of the input the nearest
-#: pixels, the same with 5x5 of them for the first phase, or all 3x3; that of PixelDCL (the first from the
-#: input, the others from the earlier phases alone); or none (each from the input alone).
+#: pixels or all 3x3; that of PixelDCL (the first from the input, the others from the earlier phases alone);
+#: or none (each from the input alone).
 ORDERS = tuple(STAGES)
 
 
