@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     enable_safe_loading()
     export.check_request(args.out, args.format, args.overwrite)
     model = read_one_model(args.models)
-    is_vae = model.cfg.model.type == "VAE"
+    is_vae = model.cfg.model.get("type") in ("VAE", VAE)
     if is_vae and args.shape:
         raise cli.UsageError("--shape: a VAE takes no images but latents, and makes pictures of one size")
     network = model.load(VAE) if is_vae else model.load_segmentor()

@@ -170,7 +170,8 @@ def _compare(model: nn.Module, run: Callable[[Tensor], Tensor], shape: tuple[int
         actual = run(x)
     except Exception as error:  # a runtime's own types
         reason = _first_line(error)
-        raise ExportError(f"the exported model fails on an {name} batch {shape}: {reason}") from error
+        article = "an" if name[0] in "aeiou" else "a"
+        raise ExportError(f"the exported model fails on {article} {name} batch {shape}: {reason}") from error
     if actual.shape != expected.shape:
         raise ExportError(
             f"the exported model makes {tuple(actual.shape)} of {shape}, the model {tuple(expected.shape)}"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pixeldcl_plugin.apis import export
+from pixeldcl_plugin.apis import export, exported_file
 from pixeldcl_plugin.models.vae import VAE
 
 TOOL = Path(__file__).parents[2] / "tools/export.py"
@@ -57,6 +57,31 @@ def test_difference_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(export.ExportError, match=r"exported pictures differ .*'.*vae.pt2' was not written"):
         export.export_vae(make_vae("deconv"), tmp_path / "vae.pt2", "torch", tolerance=-1)
     assert not list(tmp_path.iterdir())
+
+
+def test_file_that_does_not_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(latents: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("Non-zero status")
+
+    monkeypatch.setattr(exported_file, "load_exported", lambda *args: broken)
+    with pytest.raises(export.ExportError, match=r"fails on a latent batch \(1, 3\): Non-zero status$"):
+        export.export_vae(make_vae("deconv"), tmp_path / "vae.pt2", "torch")
+    assert not list(tmp_path.iterdir())
+
+
+def test_config_without_a_type_is_a_user_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pixeldcl_plugin.utils.checkpoints.enable_safe_loading", lambda: None)
+    monkeypatch.setattr("pixeldcl_plugin.engine.console.quiet_warnings", lambda: None)
+    config, weights = tmp_path / "config.py", tmp_path / "weights.pth"
+    config.write_text("model = dict(a=1)\n")
+    torch.save(dict(state_dict={"a": torch.zeros(1)}), weights)
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(TOOL))["main"](
+            [str(config), str(weights), "--format", "torch", "--out", str(tmp_path / "vae.pt2")]
+        )
+    assert 'must contain the key "type"' in capsys.readouterr().err
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
