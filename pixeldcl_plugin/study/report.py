@@ -105,14 +105,15 @@ def _plot(study: Study, summaries: Mapping[str, Summary], metric: str, path: Pat
         left.scatter(scores, [place] * len(scores), s=18, color=color, alpha=0.7)
         left.plot([s.mean(metric)], [place], marker="|", markersize=14, color="black")
         paired = difference(s, reference, metric)
-        if s.arm != study.reference and paired.pairs > 1:
-            half = (paired.interval[1] - paired.interval[0]) / 2
-            right.errorbar(paired.mean, place, xerr=half, fmt="o", color=color, capsize=3)
+        if s.arm != study.reference and paired.pairs:
+            half = (paired.interval[1] - paired.interval[0]) / 2 if paired.pairs > 1 else None
+            filled = "none" if half is None else color
+            right.errorbar(paired.mean, place, xerr=half, fmt="o", color=color, mfc=filled, capsize=3)
     left.set_ylim(-0.7, len(ordered) - 0.3)
     left.set_yticks(range(len(ordered)), [f"{s.arm} ({len(s.rows)})" for s in ordered], fontsize=8)
     left.set(xlabel=f"{metric}, one point a seed, mean as a bar")
     right.axvline(0.0, color="black", linewidth=0.8)
-    right.set(xlabel=f"difference to {study.reference}, paired by seed, 95 % interval")
+    right.set(xlabel=f"difference to {study.reference} by seed, 95 % interval (hollow: one seed)")
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
     with written_whole(path) as part:
