@@ -117,6 +117,15 @@ class _Optimization(Runner):
         return range(1000)
 
 
+def _check_custom_keys(cfg: Config, model: nn.Module, options: Mapping[str, Any]) -> None:
+    # Those of ``--cfg-options`` alone: stock configs name parameters that some of their models lack.
+    keys = (cfg.optim_wrapper.get("paramwise_cfg") or {}).get("custom_keys") or ()
+    for key in keys:
+        given = given_below(f"optim_wrapper.paramwise_cfg.custom_keys.{key}", options)
+        if given and not any(key in name for name, _ in model.named_parameters()):
+            raise UsageError(f"config: {given[0]}: no parameter of the model has {key!r} in its name")
+
+
 def build_optimization_once(cfg: Config, model: nn.Module, options: Mapping[str, Any]) -> None:
     """Build the optimizer wrapper and the schedulers of a config for a model, and drop them.
 
@@ -130,6 +139,7 @@ def build_optimization_once(cfg: Config, model: nn.Module, options: Mapping[str,
     """
     with building("optim_wrapper", cfg.optim_wrapper, options):
         runner = _Optimization(cfg, model)
+    _check_custom_keys(cfg, model, options)
     schedulers = cfg.get("param_scheduler")
     if schedulers:
         schedulers = copy.deepcopy(schedulers)

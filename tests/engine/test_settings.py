@@ -110,6 +110,7 @@ REFUSED = {
     "optim_wrapper.clip_grad.max_nrom=1": "did you mean 'max_norm'",
     "optim_wrapper.clip_gard.max_norm=1": "did you mean 'clip_grad'",
     "optim_wrapper.paramwise_cfg.custom_key.head.lr_mult=10": "did you mean 'custom_keys'",
+    "optim_wrapper.paramwise_cfg.custom_keys.gided.lr_mult=10": "no parameter of the model has 'gided'",
     "train_cfg.max_iter=5": "did you mean 'max_iters'",
     "train_dataloader.batchsize=3": "did you mean 'batch_size'",
     "train_dataloader.sampler.shufle=True": "did you mean 'shuffle'",
