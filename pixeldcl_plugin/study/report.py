@@ -113,7 +113,7 @@ def _plot(study: Study, summaries: Mapping[str, Summary], metric: str, path: Pat
     left.set_yticks(range(len(ordered)), [f"{s.arm} ({len(s.rows)})" for s in ordered], fontsize=8)
     left.set(xlabel=f"{metric}, one point a seed, mean as a bar")
     right.axvline(0.0, color="black", linewidth=0.8)
-    right.set(xlabel=f"difference to {study.reference} by seed, 95 % interval (hollow: one seed)")
+    right.set(xlabel=f"difference to {study.reference} by seed, 95 % interval\n(hollow: one seed)")
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
     with written_whole(path) as part:
